@@ -1,0 +1,65 @@
+# Needs nothing but Python 3.10 or newer, git and make. Every target installs what it uses into .venv, once, and again
+# when setup.cfg or constraints.txt change. pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CONSTRAINT, ...)
+# are passed on, so a mirror or an index with a CPU-only torch works: PIP_EXTRA_INDEX_URL=... make demo
+#
+#   make demo   [IMAGE=photo.png] [PROMPT="make the star blue"]   segment and edit an image with focus-tiny
+#   make test   [ARGS="-k mask -x"]                               the fast tests (ARGS="-m slow" for the slow ones)
+#   make check                                                    lint, format, types, import direction
+#   make format                                                   let ruff repair what it can
+#   make tiny   [ARGS="..."]                                      train focus-tiny from nothing
+#   make bench  [ARGS="..."]                                      measure focus-tiny on held-out scenes
+#   make clean                                                    remove .venv and caches
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: help demo test check format tiny bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# The words of IMAGE and PROMPT reach the program through the shell's environment, whatever quotes they hold.
+demo: override export IMAGE := $(value IMAGE)
+demo: override export PROMPT := $(value PROMPT)
+demo: $(VENV)/.installed-base
+	@$(RUN) examples/demo.py $${IMAGE:+--image "$$IMAGE"} $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+tiny: $(VENV)/.installed-train
+	$(RUN) recipes/focus_tiny.py $(ARGS)
+
+bench: $(VENV)/.installed-train
+	$(RUN) benchmarks/bench_focus_tiny.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-base: setup.cfg constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV) (torch is the large part, a few minutes the first time)"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-%: setup.cfg constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV) (torch is the large part, a few minutes the first time)"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@

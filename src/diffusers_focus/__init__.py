@@ -1,0 +1,73 @@
+"""diffusers-focus: an open implementation of FOCUS (arXiv 2506.16806) as a plugin for diffusers.
+
+One vision-language model answers questions about an image, segments what is referred to and edits exactly that region
+with an SDXL decoder. This module is the public door, and a lazy one: importing it costs nothing, and a name brings in
+its own module (and with it torch, diffusers and transformers) only when it is first used.
+
+A new public name is one row in `_HOMES` and one line under `TYPE_CHECKING`; a test keeps the two alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .models.mask_conditioner import FocusMaskConditioner as FocusMaskConditioner
+    from .models.mask_decoder import FocusMaskDecoder as FocusMaskDecoder
+    from .models.vision_encoder import FocusVisionEncoder as FocusVisionEncoder
+    from .models.visual_tokenizer import FocusVisualTokenizer as FocusVisualTokenizer
+    from .pipelines.focus import FocusPipeline as FocusPipeline
+    from .pipelines.outputs import FocusEditOutput as FocusEditOutput
+    from .pipelines.outputs import FocusImageEncoding as FocusImageEncoding
+    from .pipelines.outputs import FocusSegmentOutput as FocusSegmentOutput
+    from .pipelines.outputs import FocusTextOutput as FocusTextOutput
+    from .pipelines.segment_edit import FocusSegmentEditPipeline as FocusSegmentEditPipeline
+    from .pipelines.understand import FocusUnderstandPipeline as FocusUnderstandPipeline
+    from .processing.images import FocusImageProcessor as FocusImageProcessor
+    from .processing.regions import Box as Box
+    from .processing.regions import Mask as Mask
+    from .processing.regions import Point as Point
+    from .processing.regions import Scribble as Scribble
+
+    __version__: str
+
+# Public name -> the module that defines it. The modules of component classes are written into saved pipelines
+# (model_index.json), so those rows are part of the checkpoint format.
+_HOMES: dict[str, str] = {
+    "Box": "processing.regions",
+    "FocusEditOutput": "pipelines.outputs",
+    "FocusImageEncoding": "pipelines.outputs",
+    "FocusImageProcessor": "processing.images",
+    "FocusMaskConditioner": "models.mask_conditioner",
+    "FocusMaskDecoder": "models.mask_decoder",
+    "FocusPipeline": "pipelines.focus",
+    "FocusSegmentEditPipeline": "pipelines.segment_edit",
+    "FocusSegmentOutput": "pipelines.outputs",
+    "FocusTextOutput": "pipelines.outputs",
+    "FocusUnderstandPipeline": "pipelines.understand",
+    "FocusVisionEncoder": "models.vision_encoder",
+    "FocusVisualTokenizer": "models.visual_tokenizer",
+    "Mask": "processing.regions",
+    "Point": "processing.regions",
+    "Scribble": "processing.regions",
+}
+
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("diffusers-focus")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,45 @@
+"""Batches of the still-life world as tensors: a function of (recipe seed, step), so a resumed run sees the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.world import Rendered, Scene, render, sample_scene
+
+FIRST_HELD_OUT_SEED = 1_000_000
+SEED_SPACE = FIRST_HELD_OUT_SEED  # training seeds are 0 .. 999,999, as data/world.py's contract demands
+
+
+@dataclass
+class SceneBatch:
+    """Scenes with their pictures.
+
+    Args:
+        scenes: B scenes.
+        rendered: B renderings (uint8 images, bool masks).
+        pixel_values: float32 [B, 3, S, S] in [-1, 1].
+    """
+
+    scenes: list[Scene]
+    rendered: list[Rendered]
+    pixel_values: torch.Tensor
+
+
+def to_pixel_values(images: list[np.ndarray]) -> torch.Tensor:
+    """uint8 [S, S, 3] arrays -> float32 [B, 3, S, S] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The training scene of sample `index` in a run with `seed`: a fixed shuffle of the training seeds."""
+    return ((index + 1) * 611_953 + seed * 104_729) % SEED_SPACE
+
+
+def scene_batch(seed: int, step: int, batch_size: int, size: int = 128) -> SceneBatch:
+    """Draw the scenes of one step; no held-out pair and no held-out seed ever appears."""
+    scenes = [sample_scene(sample_seed(seed, step * batch_size + i), size=size) for i in range(batch_size)]
+    rendered = [render(scene, size) for scene in scenes]
+    return SceneBatch(scenes, rendered, to_pixel_values([r.image for r in rendered]))

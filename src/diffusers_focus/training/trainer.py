@@ -1,0 +1,360 @@
+"""The training loop: one recipe, one objective, resumable to the identical loss.
+
+A stage is a frozen `StageRecipe` (what is trained, for how long, at which rate) plus an `Objective` (what a batch is and
+what its loss is). The loop itself knows neither images nor words. It follows FOCUS section 3 (AdamW, no weight decay,
+constant rate), with two additions that only matter for runs of minutes instead of weeks: a short warm-up, and a linear
+decay over the last part of the run.
+
+Resuming is exact because nothing random lives between steps: every step seeds all generators from (recipe seed, step), and
+its samples are a function of the step too. A checkpoint therefore holds weights, optimiser moments and the step.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of one component that a stage trains.
+
+    `component` is a component name; `include`/`exclude` are substrings of parameter names (empty `include` means all).
+    """
+
+    component: str
+    learning_rate: float
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """What a stage trains and how (FOCUS section 3); the numbers of a run are recorded with its log.
+
+    `resolution_steps` are (step, side in pixels) pairs for progressive resolution; an empty tuple keeps one resolution.
+    """
+
+    name: str
+    objective: str
+    groups: tuple[ParameterGroup, ...]
+    steps: int
+    batch_size: int
+    warmup_steps: int = 100
+    decay_fraction: float = 0.3
+    gradient_clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    mixed_precision: str = "bf16"
+    seed: int = 0
+    first_sample: int = 0
+    ema_decay: float = 0.0
+    save_every_minutes: float = 3.0
+    log_every: int = 20
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the multiplier of the base rate at `step`: linear warm-up, constant, linear decay to 2%."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay_steps = self.decay_fraction * self.steps
+        left = (self.steps - step) / decay_steps if decay_steps else 1.0
+        return warm * max(0.02, min(1.0, left))
+
+
+class Objective(Protocol):
+    """What a stage optimises. Built by `training.stages.build_objective` from components and a recipe."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module the objective trains or runs, by component name; extra training-only heads included."""
+        ...
+
+    def batch(self, step: int) -> Any:
+        """Draw the batch of `step`, a function of the step alone."""
+        ...
+
+    def loss(self, batch: Any, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the scalar loss and figures for the log."""
+        ...
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed every generator for one step; the pair decides all randomness in it."""
+    value = (seed * 1_000_003 + step * 7919) % (2**31 - 1)
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def select_parameters(
+    modules: dict[str, nn.Module], groups: Iterable[ParameterGroup]
+) -> list[tuple[ParameterGroup, dict[str, nn.Parameter]]]:
+    """Freeze everything, then unfreeze and collect what `groups` name; the first group that matches a parameter has it."""
+    for module in modules.values():
+        module.requires_grad_(False)
+    taken: set[str] = set()
+    selected = []
+    for group in groups:
+        if group.component not in modules:
+            raise ValueError(
+                f"the recipe trains component {group.component!r}, but the objective has only {sorted(modules)}; "
+                "correct ParameterGroup.component"
+            )
+        chosen: dict[str, nn.Parameter] = {}
+        for name, parameter in modules[group.component].named_parameters():
+            wanted = not group.include or any(part in name for part in group.include)
+            full = f"{group.component}.{name}"
+            if wanted and not any(part in name for part in group.exclude) and full not in taken:
+                parameter.requires_grad_(True)
+                chosen[full] = parameter
+                taken.add(full)
+        if not chosen:
+            raise ValueError(f"no parameter of {group.component!r} matches include={group.include}; check the names")
+        selected.append((group, chosen))
+    return selected
+
+
+class Trainer:
+    """Run one stage on accelerate (CPU or one accelerator), with checkpoints, CSV log and loss plot in `output_dir`."""
+
+    def __init__(
+        self,
+        recipe: StageRecipe,
+        objective: Objective,
+        output_dir: str | Path,
+        *,
+        cpu: bool | None = None,
+        on_checkpoint: Callable[[int], None] | None = None,
+    ):
+        self.recipe = recipe
+        self.objective = objective
+        self.directory = Path(output_dir)
+        self.on_checkpoint = on_checkpoint
+        use_cpu = not torch.cuda.is_available() if cpu is None else cpu
+        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=use_cpu)
+        self.modules = objective.modules()
+        for module in self.modules.values():
+            module.to(self.accelerator.device)
+        self.groups = select_parameters(self.modules, recipe.groups)
+        self.parameters = {name: p for _, chosen in self.groups for name, p in chosen.items()}
+        optimizer = torch.optim.AdamW(
+            [{"params": list(chosen.values()), "lr": g.learning_rate, "base_lr": g.learning_rate} for g, chosen in self.groups],
+            betas=recipe.betas,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if recipe.ema_decay else {}
+        self.step = 0
+        self.seconds = 0.0
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Write weights, moments and step to `<output>/checkpoint`; an interrupted write leaves the old one intact."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        folder = self.directory / f".{CHECKPOINT}.new"
+        folder.mkdir(exist_ok=True)
+        save_file({n: p.detach().cpu().contiguous() for n, p in self.parameters.items()}, folder / "weights.safetensors")
+        if self.average:
+            save_file({n: p.cpu().contiguous() for n, p in self.average.items()}, folder / "average.safetensors")
+        buffers = {
+            f"{component}.{n}": b.detach().cpu().contiguous().clone()
+            for component, module in self.modules.items()
+            for n, b in module.named_buffers()
+        }
+        if buffers:
+            save_file(buffers, folder / "buffers.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        state = {"step": self.step, "seconds": self.seconds, "recipe": _plain(asdict(self.recipe))}
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        target, old = self.directory / CHECKPOINT, self.directory / f".{CHECKPOINT}.old"
+        if old.exists():
+            _remove(old)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(folder, target)
+        if old.exists():
+            _remove(old)
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(self.step)
+
+    def load_checkpoint(self) -> bool:
+        """Continue from `<output>/checkpoint` when it is there; raises ValueError when it is of another recipe."""
+        folder = self.directory / CHECKPOINT
+        if not folder.exists():
+            folder = self.directory / f".{CHECKPOINT}.old"  # a stop between the two renames of save_checkpoint
+        if not (folder / "state.json").exists():
+            return False
+        state = json.loads((folder / "state.json").read_text())
+        weights = load_file(folder / "weights.safetensors")
+        if weights.keys() != self.parameters.keys():
+            differing = sorted(weights.keys() ^ self.parameters.keys())
+            raise ValueError(
+                f"the checkpoint in {folder} does not fit stage {self.recipe.name!r}: {len(differing)} parameters differ, "
+                f"first {differing[:3]}; choose another --output or remove the checkpoint"
+            )
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.parameters[name].copy_(value)
+            for name, value in (load_file(folder / "average.safetensors") if self.average else {}).items():
+                self.average[name].copy_(value)
+            if (folder / "buffers.safetensors").exists():
+                for name, value in load_file(folder / "buffers.safetensors").items():
+                    component, _, rest = name.partition(".")
+                    self.modules[component].get_buffer(rest).copy_(value)
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.step, self.seconds = state["step"], state["seconds"]
+        return True
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the running average into the modules (call once, after training)."""
+        for name, value in self.average.items():
+            self.parameters[name].copy_(value)
+
+    def _attention(self):
+        """On CPUs the backward pass of fused attention is 3-8 times slower than plain products at small head widths."""
+        return sdpa_kernel(SDPBackend.MATH) if self.accelerator.device.type == "cpu" else nullcontext()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns the figures of the step."""
+        recipe = self.recipe
+        seed_step(recipe.seed, self.step)
+        factor = recipe.learning_rate_factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        batch = self.objective.batch(self.step)
+        with self.accelerator.autocast(), self._attention():
+            loss, figures = self.objective.loss(batch, self.step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"stage {recipe.name!r}: loss is {loss.item()} at step {self.step}; lower the learning rate"
+            )
+        with self._attention():
+            self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), recipe.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+        self.step += 1
+        return {"loss": loss.item(), "grad_norm": float(norm), **figures}
+
+    def run(self, *, resume: bool = True, max_minutes: float | None = None, progress: bool = True) -> bool:
+        """Train until the recipe's last step or for `max_minutes`; True when the stage is complete."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.load_checkpoint()
+        for module in self.modules.values():
+            module.train()
+        log = _Log(self.directory / "log.csv", self.step)
+        started, saved = time.monotonic(), time.monotonic()
+        earlier, window = self.seconds, []
+        bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.recipe.name, disable=not progress, mininterval=5)
+        while self.step < self.recipe.steps:
+            window.append(self.train_step())
+            self.seconds = earlier + time.monotonic() - started
+            bar.update(1)
+            if self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps:
+                keys = {k for row in window for k in row}
+                mean = {k: float(np.mean([r[k] for r in window if k in r])) for k in sorted(keys)}
+                log.write({"step": self.step, "seconds": round(self.seconds, 1), **mean})
+                bar.set_postfix({k: f"{mean[k]:.4g}" for k in sorted(mean, key=lambda k: k != "loss")[:6]}, refresh=False)
+                window = []
+            if time.monotonic() - saved > 60 * self.recipe.save_every_minutes:
+                self.save_checkpoint()
+                saved = time.monotonic()
+            if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
+                break
+        bar.close()
+        self.save_checkpoint()
+        plot_log(self.directory / "log.csv", self.directory / "loss.png")
+        return self.step >= self.recipe.steps
+
+
+class _Log:
+    """A CSV log that a resumed run continues: rows after the checkpoint's step are dropped, new columns appear at the end."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open() as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append({k: (f"{v:.6g}" if isinstance(v, float) else v) for k, v in row.items()})
+        names = list(dict.fromkeys(k for r in self.rows for k in r))
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+def plot_log(log: str | Path, picture: str | Path) -> None:
+    """Draw every column of a training log against the step into one PNG (needs matplotlib, extra `[train]`)."""
+    try:
+        import matplotlib
+    except ImportError:
+        return  # the CSV is the record; the picture is a convenience of the extra
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with Path(log).open() as file:
+        rows = list(csv.DictReader(file))
+    names = [n for n in (rows[0] if rows else {}) if n not in ("step", "seconds")]
+    if not names:
+        return
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        points = [(int(r["step"]), float(r[name])) for r in rows if r.get(name)]
+        axis.plot(*zip(*points, strict=True), linewidth=1) if points else None
+        axis.set_title(name, fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=70)
+    plt.close(figure)
+
+
+def shortened(recipe: StageRecipe, steps: int) -> StageRecipe:
+    """Return `recipe` cut to `steps`, its warm-up scaled with it (trial runs and tests)."""
+    return replace(recipe, steps=steps, warmup_steps=min(recipe.warmup_steps, max(1, steps // 10)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _remove(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
