@@ -312,7 +312,10 @@ def _find_pipeline(given: str | None) -> str:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    folder = _find_pipeline(args.pipeline)
+    return _load_folder(_find_pipeline(args.pipeline), args.device, args.dtype)
+
+
+def _load_folder(folder: str, device: str = "cpu", dtype: str = "float32") -> Any:
     import torch
     from diffusers.utils import logging
 
@@ -321,12 +324,12 @@ def _load(args: argparse.Namespace) -> Any:
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    pipe = FocusPipeline.from_pretrained(folder, dtype=getattr(torch, args.dtype))
+    pipe = FocusPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     try:
-        return pipe.to(args.device)
+        return pipe.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"cannot run on the device {args.device!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"cannot run on the device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def _region(args: argparse.Namespace) -> Region | None:
@@ -462,8 +465,15 @@ def _eval(args: argparse.Namespace) -> None:
     folder = _find_pipeline(args.pipeline)
     from .evaluation.run import evaluate
 
-    evaluate(folder, count=args.count, groups=args.groups, tasks=args.tasks, output=target)
+    evaluate(folder, count=args.count, groups=args.groups, tasks=args.tasks, output=target, loader=_load_evaluated)
     print(target)
+
+
+def _load_evaluated(folder: str) -> Any:
+    """The pipeline without bars of its own: the evaluation shows one for the whole run."""
+    pipe = _load_folder(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _info(args: argparse.Namespace) -> None:

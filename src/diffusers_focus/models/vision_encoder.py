@@ -175,6 +175,8 @@ class GatedQueryAdapter(nn.Module):
         level_embed = self.level_embed(torch.arange(len(levels), device=device))
         for index, (layer, projection, level) in enumerate(zip(self.layers, self.level_projections, levels)):
             media = projection(level.permute(0, 2, 3, 1).flatten(1, 2)) + level_embed[index]
+            # Values carry the place too (keys alone would tell a query what it found, but never where).
+            media = media + sine_position_2d(*level.shape[-2:], media.shape[-1], media.device, media.dtype)
             position = sine_position_2d(*level.shape[-2:], self.head_dim, media.device, media.dtype)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 h = self._gradient_checkpointing_func(layer, h, media, position)

@@ -97,6 +97,18 @@ class PerceptionObjective:
             }
         )
 
+    @staticmethod
+    def open_gates(vision_encoder: FocusVisionEncoder) -> None:
+        """Start the adapter's gates at 1 instead of 0.
+
+        Closed gates protect a trained language model from an untrained adapter; here both are untrained, and from 0 the gates
+        had moved to 0.1 at most after 700 steps, with queries that had seen nothing.
+        """
+        with torch.no_grad():
+            for layer in vision_encoder.query_adapter.layers:
+                layer.gamma.fill_(1.0)
+                layer.beta.fill_(1.0)
+
     def modules(self) -> dict[str, nn.Module]:
         """Encoder, mask decoder and the training-only heads."""
         return {"vision_encoder": self.encoder, "mask_decoder": self.decoder, "heads": self.heads}
@@ -135,26 +147,28 @@ class PerceptionObjective:
         losses: dict[str, torch.Tensor] = {}
         layers = [(embeds, scores) for (embeds, _), (_, _, scores) in zip(out.auxiliary_embeds, out.auxiliary, strict=True)]
         layers.append((out.mask_embeds, out.condition_logits))
-        pairs = None
+        pairs = query_pairs = None
         for index, (embeds, condition_logits) in enumerate(layers):
             condition_logits = condition_logits[:, 0]
             mask_logits = torch.einsum("bnc,bchw->bnhw", embeds[:, 0], coarse)
             pairs = match(mask_logits, small, self._word_costs(condition_logits, batch.words))
             final = index == len(layers) - 1
+            if index == 0:  # predicted from the queries alone, before the decoder looks again: what they themselves found
+                query_pairs = pairs
             if final:
                 mask_logits = torch.einsum("bnc,bchw->bnhw", embeds[:, 0], pixels.mask_features)
             parts = self._layer_losses(mask_logits, condition_logits, batch, small, pairs, final)
             for name, value in parts.items():
-                losses[name] = losses.get(name, 0) + value * (1.0 if final else 0.5)
+                losses[name] = losses.get(name, 0) + value * (1.0 if final or index == 0 else 0.5)
         assert pairs is not None
-        losses.update(self._query_losses(seen.query_tokens, pairs, batch))
+        losses.update(self._query_losses(seen.query_tokens, query_pairs, batch))
         losses.update(self._dense_losses(seen, coarse, batch, small))
         quality, iou = self._quality(out, mask_logits, pairs, batch)
         losses["quality"] = quality
         weights = {"bce": 5.0, "dice": 5.0, "words": 2.0, "select": 1.0, "query_words": 2.0, "geometry": 4.0}
         total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         figures = {name: float(value.detach()) for name, value in losses.items()}
-        figures.update(iou=float(iou), **self._accuracy(out, seen, pairs, batch))
+        figures.update(iou=float(iou), **self._accuracy(out, seen, pairs, query_pairs, batch))
         return total, figures
 
     def _word_costs(self, condition_logits: torch.Tensor, words: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -225,12 +239,15 @@ class PerceptionObjective:
         return F.binary_cross_entropy_with_logits(predicted, iou), iou.mean()
 
     @torch.no_grad()
-    def _accuracy(self, out, seen, pairs, batch) -> dict[str, float]:
+    def _accuracy(self, out, seen, pairs, query_pairs, batch) -> dict[str, float]:
         source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
         proposals = torch.cat([p for p, _ in pairs])
         words = torch.cat([batch.words[i][o] for i, (_, o) in enumerate(pairs)])
         decoded = out.condition_logits[:, 0][source, proposals][:, : len(WORDS)]
-        from_query = self.heads["query_words"](seen.query_tokens[source, proposals])
+        query_source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(query_pairs)])
+        query_words = torch.cat([batch.words[i][o] for i, (_, o) in enumerate(query_pairs)])
+        found = seen.query_tokens[query_source, torch.cat([p for p, _ in query_pairs])]
+        from_query = self.heads["query_words"](found)
         selected = out.condition_logits[:, 0, :, -1].argmax(-1)
         right = [
             bool(((p == s) & (o == r)).any())
@@ -238,7 +255,7 @@ class PerceptionObjective:
         ]
         return {
             "decoder_names": all_words_right(decoded, words),
-            "query_names": all_words_right(from_query, words),
+            "query_names": all_words_right(from_query, query_words),
             "region_right": float(np.mean(right)),
         }
 

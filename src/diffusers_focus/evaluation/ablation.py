@@ -1,0 +1,223 @@
+"""Does the mask steer the decoder? Own mask, somebody else's, none; and a choice only the mask can tell.
+
+Paper: FOCUS (arXiv 2506.16806), the ablation of mask guidance (no mask / shuffled mask / own mask). All edits here are
+raw (`preserve_background=False`): what compositing would hide shows. Three random seeds; scenes are drawn for the
+intervals, with all seeds of a scene together. The measurement is this project's own.
+
+1. Arms. The same instruction with `mask_image` = the mask the pipeline itself finds for the instruction's expression
+   ("own"), the mask it found in the next scene of the batch ("shuffled"), or the whole picture, which says nothing
+   about where ("none"). Scenes in which it finds nothing are left out and counted. Background edits are left out.
+2. Twins. Scenes with two identical objects; the instruction names both ("make the red circle blue"), a click that the
+   language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. A pixel has changed
+   where the mean absolute difference to the source picture, over the channels, is above 0.15 of the range; the new
+   colour is one that lies further off than that. Measured is which share of the changed pixels lies inside the chosen
+   object, inside its twin (both grown by 4 pixels) and elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.language import EDIT_KINDS
+from ..data.regions_sampling import dilate, region_prompt
+from ..data.world import COLOURS, HELD_OUT_PAIRS, MIN_VISIBLE, Scene, WorldObject, render, visible_fractions
+from . import metrics
+from .edits import SUPPORT_DILATION, edit_sample, edit_truth, is_right, seeded, to_levels
+from .tasks import Batch, figure, scene_rng, union_mask
+
+SEEDS = (0, 1, 2)
+ARMS = ("own", "shuffled", "none")
+CHANGED = 0.15  # of the range 0..255, mean over the channels
+LOCAL_KINDS = tuple(kind for kind in EDIT_KINDS if kind != "background")
+_SEED_STEP = 7919
+
+
+def changed_pixels(picture: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """bool [H, W]: where two pictures [H, W, 3] in 0..255 differ by more than 0.15 of the range, mean over channels."""
+    return np.abs(picture.astype(np.float32) - source.astype(np.float32)).mean(axis=-1) > CHANGED * 255.0
+
+
+def twin_scene(scene: Scene) -> tuple[Scene, int, int, str] | None:
+    """A scene with an identical twin of one of its objects.
+
+    Returns:
+        (scene, index of the chosen object, index of its twin, instruction), or None where no object's twin finds room.
+        The instruction recolours "the C S", which both are and no other object is.
+    """
+    rng = scene_rng(scene, "twins")
+    for index in rng.permutation(len(scene.objects)):
+        item = scene.objects[int(index)]
+        if item.pair in HELD_OUT_PAIRS:
+            continue
+        others = tuple(other for other in scene.objects if other.pair != item.pair)
+        colours = _far_colours(item)
+        for _ in range(40):
+            cx, cy = (round(float(value), 5) for value in rng.uniform(item.r, 1.0 - item.r, size=2))
+            apart = np.hypot(cx - item.cx, cy - item.cy) > 2.0 * item.r + 0.1  # room for both grown masks
+            doubled = replace(scene, objects=(*others, item, replace(item, cx=cx, cy=cy)))
+            if apart and colours and min(visible_fractions(doubled)) >= MIN_VISIBLE:
+                colour = colours[int(rng.integers(len(colours)))]
+                chosen, twin = len(others), len(others) + 1
+                if rng.random() < 0.5:
+                    chosen, twin = twin, chosen
+                return doubled, chosen, twin, f"make the {item.colour} {item.shape} {colour}"
+    return None
+
+
+def _far_colours(item: WorldObject) -> list[str]:
+    """Colours the object may take (no held-out pair) that differ from its own by clearly more than `CHANGED`."""
+    own = np.asarray(item.rgb, dtype=np.float32)
+    return [
+        name
+        for name, rgb in COLOURS.items()
+        if (name, item.shape) not in HELD_OUT_PAIRS and np.abs(own - rgb).mean() > 1.5 * CHANGED * 255.0
+    ]
+
+
+def _as_mask_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+class AblationTask:
+    """The three arms and the twins."""
+
+    def __init__(self, name: str = "ablation", options: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.options = options or {}
+        self.arms: list[dict[str, Any]] = []
+        self.twins: list[dict[str, Any]] = []
+        self.asked = {"arms": 0, "twins": 0}
+
+    def run(self, pipe: Any, batch: Batch) -> None:
+        """Both parts on the scenes of the batch."""
+        self._run_arms(pipe, batch)
+        self._run_twins(pipe, batch)
+
+    def _run_arms(self, pipe: Any, batch: Batch) -> None:
+        size = batch.drawn[0].image.shape[0]
+        chosen = []
+        for index, scene in enumerate(batch.scenes):
+            try:
+                chosen.append((index, edit_sample(scene, batch.may_name, "ablation", LOCAL_KINDS)))
+            except ValueError:  # this scene allows background edits alone
+                continue
+        self.asked["arms"] += len(chosen)
+        if not chosen:
+            return
+        out = pipe.segment(batch.images(i for i, _ in chosen), [edit.target_text for _, edit in chosen])
+        found = [union_mask(masks, size) for masks in out.masks]
+        kept = [row for row, mask in enumerate(found) if mask.any()]
+        if len(kept) < 2:  # nobody else's mask to borrow
+            return
+        edits = [chosen[row] for row in kept]
+        own = [found[row] for row in kept]
+        truths = [edit_truth(batch.scenes[index], edit, size) for index, edit in edits]
+        masks = {"own": own, "shuffled": own[1:] + own[:1], "none": [np.ones((size, size), dtype=bool)] * len(own)}
+        encoding = pipe.encode_image(batch.images(i for i, _ in edits))
+        for seed in SEEDS:
+            rows: list[dict[str, Any]] = [
+                {"scene": batch.scenes[index].seed, "kind": edit.edit_kind, "seed": seed} for index, edit in edits
+            ]
+            for arm in ARMS:
+                pictures = self._edit(pipe, encoding, [edit.instruction for _, edit in edits], masks[arm], seed, batch)
+                for row, picture, truth in zip(rows, pictures, truths, strict=True):
+                    changed = changed_pixels(picture, truth.source)
+                    row[f"{arm}_right"] = float(is_right(picture, truth))
+                    row[f"{arm}_psnr"] = metrics.psnr(picture, truth.truth, truth.inside)
+                    row[f"{arm}_inside"] = float((changed & truth.inside).sum())
+                    row[f"{arm}_changed"] = float(changed.sum())
+            for row in rows:
+                for other in ARMS[1:]:
+                    row[f"own_minus_{other}"] = row["own_right"] - row[f"{other}_right"]
+            self.arms += rows
+
+    def _run_twins(self, pipe: Any, batch: Batch) -> None:
+        size = batch.drawn[0].image.shape[0]
+        found = [twin for twin in map(twin_scene, batch.scenes) if twin is not None]
+        self.asked["twins"] += len(found)
+        if not found:
+            return
+        drawn = [render(scene, size) for scene, *_ in found]
+        images = [Image.fromarray(picture.image) for picture in drawn]
+        clicks = [
+            region_prompt(picture.masks[chosen], "click", scene_rng(scene, "twins click"))
+            for (scene, chosen, _, _), picture in zip(found, drawn)
+        ]
+        masks = [union_mask(masks, size) for masks in pipe.segment(images, region=clicks).masks]
+        kept = [row for row, mask in enumerate(masks) if mask.any()]
+        if not kept:
+            return
+        encoding = pipe.encode_image([images[row] for row in kept])
+        instructions = [found[row][3] for row in kept]
+        for seed in SEEDS:
+            pictures = self._edit(pipe, encoding, instructions, [masks[row] for row in kept], seed, batch)
+            for row, picture in zip(kept, pictures, strict=True):
+                scene, chosen, twin, _ = found[row]
+                self.twins.append(
+                    {
+                        "scene": scene.seed,
+                        "seed": seed,
+                        "mask_iou": metrics.iou(masks[row], drawn[row].masks[chosen]),
+                        **_where_changed(picture, drawn[row].image, drawn[row].masks[chosen], drawn[row].masks[twin]),
+                    }
+                )
+
+    def _edit(
+        self, pipe: Any, encoding: Any, instructions: list[str], masks: list[np.ndarray], seed: int, batch: Batch
+    ) -> list[np.ndarray]:
+        """Raw results as levels in 0..255."""
+        out = pipe.edit(
+            encoding,
+            instructions,
+            mask_image=[_as_mask_image(mask) for mask in masks],
+            generator=seeded(batch.scenes[0].seed + _SEED_STEP * seed),
+            preserve_background=False,
+            output_type="np",
+            **self.options,
+        )
+        return to_levels(out.images, batch.drawn[0].image.shape[0])
+
+    def figures(self) -> dict[str, Any]:
+        """Per arm: right share, PSNR inside, share of the changed pixels inside; the differences; the twins."""
+        found: dict[str, Any] = {"seeds": len(SEEDS), "asked": dict(self.asked)}
+        if self.arms:
+            for arm in ARMS:
+                found[arm] = {
+                    "right": figure(self.arms, f"{arm}_right"),
+                    "psnr_inside": figure(self.arms, f"{arm}_psnr"),
+                }
+                found[arm]["right_by_seed"] = [
+                    figure([row for row in self.arms if row["seed"] == seed], f"{arm}_right")["value"] for seed in SEEDS
+                ]
+                if any(row[f"{arm}_changed"] for row in self.arms):
+                    found[arm]["changed_inside"] = figure(self.arms, f"{arm}_inside", f"{arm}_changed")
+            for other in ARMS[1:]:
+                found[f"own_minus_{other}"] = figure(self.arms, f"own_minus_{other}")
+        if self.twins:
+            found["twins"] = {"mask_mIoU": figure(self.twins, "mask_iou"), "changed": figure(self.twins, "has_changed")}
+            if any(row["changed"] for row in self.twins):
+                for key in ("chosen", "twin", "elsewhere"):
+                    found["twins"][f"changed_in_{key}"] = figure(self.twins, key, "changed")
+                known = [row for row in self.twins if row["has_changed"]]
+                found["twins"]["prefers_chosen"] = figure(known, "prefers_chosen")
+        return found
+
+
+def _where_changed(
+    picture: np.ndarray, source: np.ndarray, chosen: np.ndarray, twin: np.ndarray
+) -> dict[str, float | bool]:
+    """Counts of changed pixels inside the chosen object, inside its twin, elsewhere, and in all."""
+    changed = changed_pixels(picture, source)
+    here, there = dilate(chosen, SUPPORT_DILATION), dilate(twin, SUPPORT_DILATION)
+    there = there & ~here
+    counts = {
+        "chosen": float((changed & here).sum()),
+        "twin": float((changed & there).sum()),
+        "elsewhere": float((changed & ~here & ~there).sum()),
+        "changed": float(changed.sum()),
+    }
+    return {**counts, "has_changed": bool(changed.any()), "prefers_chosen": counts["chosen"] > counts["twin"]}

@@ -1,0 +1,232 @@
+"""The model card of a published pipeline, its figures taken from `metrics.json` and its sizes from the weight files.
+
+Run: `python -m diffusers_focus.evaluation.card metrics.json pipelines/focus-tiny/README.md`
+
+Nothing in the card is typed by hand: run the evaluation again and write the card again. A figure that was not measured
+is not in the table. The layout (YAML header, sections) is what the Hugging Face Hub reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FRONT_MATTER = """\
+---
+library_name: diffusers
+pipeline_tag: image-to-image
+license: apache-2.0
+tags:
+- diffusers-focus
+- image-editing
+- referring-segmentation
+- visual-question-answering
+---
+"""
+
+TEMPLATE = (
+    FRONT_MATTER
+    + """
+# $name
+
+One vision-language model that answers questions about an image, segments what you refer to, and edits exactly that
+part: an open implementation of [FOCUS](https://arxiv.org/abs/2506.16806) for diffusers, small enough for a laptop.
+
+## Use
+
+```python
+from diffusers_focus import FocusPipeline, Point
+
+pipe = FocusPipeline.from_pretrained("$folder")
+print(pipe.understand(image, "how many objects are there?").text[0])
+masks = pipe.segment(image, "the red circle").masks[0]        # bool [objects, height, width]
+masks = pipe.segment(image, region=Point(40, 56)).masks[0]    # or a click, a Scribble, a Box, a Mask
+edited = pipe.edit(image, "make the red circle blue").images[0]
+```
+
+Scenes to try it on: `diffusers-focus world --seed 1000000 --count 4`.
+
+## What is in it
+
+$components
+
+Everything was trained from random weights on scenes drawn by code (the still-life world: two to five coloured shapes on
+128 x 128 pixels). No photograph, no downloaded data and no downloaded weights are in it.
+
+## Figures
+
+Measured on $date with diffusers-focus $version on $hardware, in $minutes minutes: $count scenes a group, seeds from
+$first_seed up, which training never draws. *new scenes* show colour and shape pairs known from training;
+*held-out pairs* show at least one pair that no training picture or text contained. In brackets: 95% bootstrap interval
+over scenes. Edits are right when the result is nearer to the true re-render than to the source and to every re-render
+that is wrong in one attribute.
+
+$figures
+
+## Limits
+
+It knows only its world. It has seen flat shapes in eight colours and the words for them in lower case, and nothing
+else: a photograph can be opened, segmented and edited with it, but what comes out says nothing about photographs. It
+shows that the whole system works; the sizes of the paper's components are a matter of configuration.
+"""
+)
+
+GROUP_TITLES = {"in": "new scenes", "held_out": "held-out pairs"}
+_PERCENT = frozenset(
+    "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU".split()
+)
+# task -> its title and the rows (path into the task's figures, title) in the order of the table.
+ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "referring": ("Referring expressions", (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"))),
+    "reasoning": ("Indirect expressions", (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"))),
+    "generalized": (
+        "None, one or many objects",
+        (("gIoU", "gIoU"), ("cIoU", "cIoU"), ("N-acc", "N-acc"), ("T-acc", "T-acc")),
+    ),
+    **{
+        kind: (
+            title,
+            (("mIoU", "mIoU"), ("P@0.5", "P@0.5"), ("echo_mIoU", "mIoU of the prompt itself")),
+        )
+        for kind, title in (("click", "Click"), ("scribble", "Scribble"), ("box", "Box"), ("mask", "Rough mask"))
+    },
+    "questions": ("Questions", (("exact_match", "exact match"), ("blind", "most frequent answer of the kind"))),
+    "edits": (
+        "Edits",
+        (
+            ("composited/right", "right, composited"),
+            ("raw/right", "right, raw decoder"),
+            ("composited/psnr_inside", "PSNR inside, composited (dB)"),
+            ("raw/psnr_inside", "PSNR inside, raw (dB)"),
+            ("composited/psnr_background", "PSNR of the background, composited (dB)"),
+            ("raw/psnr_background", "PSNR of the background, raw (dB)"),
+            ("mask_mIoU", "mIoU of the mask found"),
+        ),
+    ),
+}
+_KINDS = {"questions": ("exact_match", "exact match"), "edits": ("composited/right", "right, composited")}
+
+
+def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None, path: str | os.PathLike) -> str:
+    """Write a model card.
+
+    Args:
+        metrics: What `evaluate` returned, or the file it wrote.
+        template: Text with `$name`, `$folder`, `$components`, `$figures`, `$count`, `$first_seed`, `$date`, `$version`,
+            `$hardware` and `$minutes`; None takes `TEMPLATE`.
+        path: The card, usually README.md of a pipeline folder; the sizes are read from the weights beside it.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: the metrics hold no figures, or the template asks for something else.
+    """
+    if not isinstance(metrics, dict):
+        metrics = json.loads(Path(metrics).read_text(encoding="utf-8"))
+    if not metrics.get("groups"):
+        raise ValueError("These metrics hold no figures; run `diffusers-focus eval` first.")
+    target = Path(path)
+    facts = {
+        "name": metrics["pipeline"],
+        "folder": f"pipelines/{metrics['pipeline']}",
+        "components": component_table(target.parent),
+        "figures": figure_table(metrics),
+        "count": metrics["settings"]["scenes_per_group"],
+        "first_seed": f"{metrics['settings']['first_seed']:,}",
+        "date": metrics["date"],
+        "version": metrics["versions"].get("diffusers-focus", "(not installed)"),
+        "hardware": _hardware(metrics["hardware"]),
+        "minutes": max(1, round(metrics["seconds"] / 60)),
+    }
+    try:
+        text = string.Template(TEMPLATE if template is None else template).substitute(facts)
+    except KeyError as error:
+        raise ValueError(
+            f"The template asks for ${error.args[0]}; there is {', '.join('$' + n for n in facts)}."
+        ) from None
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, target)
+    return text
+
+
+def figure_table(metrics: dict[str, Any]) -> str:
+    """All figures as a Markdown table, one column a group."""
+    groups = metrics["groups"]
+    lines = [
+        "| task | measure | " + " | ".join(GROUP_TITLES.get(group, group) for group in groups) + " |",
+        "|---|---|" + "---|" * len(groups),
+    ]
+    for task, key, title, measure in _rows(groups):
+        cells = [_cell(_find(found.get(task, {}), key), key) for found in groups.values()]
+        if any(cells):
+            lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _rows(groups: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """(task, path of the figure, title of the task, title of the measure) for all rows that may be there."""
+    for task, (title, measures) in ROWS.items():
+        for key, measure in measures:
+            yield task, key, title, measure
+        if task in _KINDS:
+            key, measure = _KINDS[task]
+            kinds = dict.fromkeys(kind for found in groups.values() for kind in found.get(task, {}).get("kinds", {}))
+            for kind in sorted(kinds):
+                yield task, f"kinds/{kind}/{key}", f"{title}: {kind.replace('_', ' ')}", measure
+
+
+def _find(figures: dict[str, Any], path: str) -> dict[str, Any] | None:
+    for key in path.split("/"):
+        figures = figures.get(key, {})
+    return figures or None
+
+
+def _cell(figure: dict[str, Any] | None, path: str) -> str:
+    if figure is None:
+        return ""
+    scale = 100.0 if path.rpartition("/")[2] in _PERCENT else 1.0
+    return f"{figure['value'] * scale:.1f} ({figure['low'] * scale:.1f} to {figure['high'] * scale:.1f})"
+
+
+def component_table(folder: Path) -> str:
+    """The components of a pipeline folder with class and parameters, as a Markdown table."""
+    from safetensors import safe_open
+
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        return "(The card was written outside a pipeline folder.)"
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    lines, total = ["| component | class | parameters |", "|---|---|---|"], 0
+    for name, entry in index.items():
+        if not isinstance(entry, list) or name.startswith("_") or entry[1] is None:
+            continue
+        count = 0
+        for file in sorted((folder / name).glob("*.safetensors")):
+            with safe_open(file, "numpy") as weights:
+                for key in weights.keys():  # noqa: SIM118 - safe_open is no dictionary
+                    size = 1
+                    for side in weights.get_slice(key).get_shape():
+                        size *= side
+                    count += size
+        total += count
+        lines.append(f"| {name} | {entry[1]} | {format(count, ',') if count else '-'} |")
+    return "\n".join([*lines, f"| all | | {total:,} |"])
+
+
+def _hardware(facts: dict[str, Any]) -> str:
+    where = facts.get("device", "cpu")
+    processor = f"{facts['processor']} ({facts['cores']} cores, {facts['threads']} threads)"
+    return processor if where == "cpu" else f"{where}, {processor}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m diffusers_focus.evaluation.card METRICS.json README.md")
+    write_card(sys.argv[1], None, sys.argv[2])

@@ -1,0 +1,190 @@
+"""Is an edit right? The nearest-re-render rule on held-out scenes.
+
+Paper: FOCUS (arXiv 2506.16806), section 4.5 (instruction editing; figures and Emu-Edit scores there). The world knows
+the truth of every edit, so a stricter question can be asked than a similarity: inside the support of the source and the
+true object, grown by 4 pixels, is the result nearer (mean L1) to the true re-render than to the source and to every
+re-render that differs from the truth in one attribute (other colours, other shapes, the other fill, no object)?
+
+Every edit runs twice: composited (the default, the input's own pixels outside the edit mask) and raw (the decoder's
+whole picture). They are reported apart, so that compositing alone cannot earn a figure. The rule is this project's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.language import Edit, alternatives, edit_support, sample_edit
+from ..data.regions_sampling import dilate
+from ..data.world import HELD_OUT_PAIRS, Scene, render
+from . import metrics
+from .tasks import Batch, figure, kinds_of, scene_rng, union_mask
+
+SUPPORT_DILATION = 4
+_TRIES = 8
+
+
+@dataclass(frozen=True)
+class EditTruth:
+    """What an edit is measured against.
+
+    Args:
+        source: uint8 [S, S, 3], the picture before.
+        truth: uint8 [S, S, 3], the true re-render.
+        wrong: uint8 [A, P, 3], the other re-renders, at the P pixels of `inside` only.
+        inside: bool [S, S], the support of source and true object, grown by 4 pixels.
+        support: bool [S, S], the same before it was grown.
+        target: bool [S, S], the visible object the instruction is about (for background edits, all that is no object).
+    """
+
+    source: np.ndarray
+    truth: np.ndarray
+    wrong: np.ndarray
+    inside: np.ndarray
+    support: np.ndarray
+    target: np.ndarray
+
+
+def touches_held_out(scene: Scene, edit: Edit) -> bool:
+    """Whether the edited object has a held-out colour and shape pair, before or after."""
+    if not edit.targets:
+        return False
+    index = edit.targets[0]
+    pairs = {scene.objects[index].pair}
+    if edit.edit_kind != "remove":
+        pairs.add(edit.result.objects[index].pair)
+    return bool(pairs & HELD_OUT_PAIRS)
+
+
+def edit_sample(scene: Scene, held_out: bool = False, task: str = "edits", kinds: Sequence[str] | None = None) -> Edit:
+    """The edit of a scene, evenly over the kinds it allows.
+
+    With `held_out`, one about a held-out pair where eight further tries find one.
+
+    Raises:
+        ValueError: the scene allows no edit of these kinds.
+    """
+    rng = scene_rng(scene, task)
+    edit = sample_edit(scene, rng, kinds, held_out)
+    for _ in range(_TRIES if held_out else 0):
+        if touches_held_out(scene, edit):
+            break
+        edit = sample_edit(scene, rng, kinds, held_out)
+    return edit
+
+
+def edit_truth(scene: Scene, edit: Edit, size: int) -> EditTruth:
+    """The pictures and masks an edit is measured with, at `size` pixels."""
+    drawn = render(scene, size)
+    support = edit_support(scene, edit, size)
+    inside = dilate(support, SUPPORT_DILATION)
+    truth = render(edit.result, size).image
+    wrong = [render(other, size).image[inside] for other in (scene, *alternatives(scene, edit))]
+    # A re-render that looks like the truth here (an attribute that does not show) is not a wrong answer.
+    wrong = [pixels for pixels in wrong if (pixels != truth[inside]).any()]
+    target = drawn.masks[edit.targets[0]] if edit.targets else ~drawn.masks.any(axis=0)
+    return EditTruth(drawn.image, truth, np.stack(wrong), inside, support, target)
+
+
+def is_right(picture: np.ndarray, truth: EditTruth) -> bool:
+    """Whether a result [S, S, 3] in 0..255 is nearer to the true re-render than to every other one, inside."""
+    seen = picture[truth.inside].astype(np.float32)
+    distance = np.abs(seen - truth.truth[truth.inside]).mean()
+    return bool(distance < np.abs(seen[None] - truth.wrong).mean(axis=(1, 2)).min())
+
+
+def score_edit(picture: np.ndarray, truth: EditTruth) -> dict[str, float]:
+    """right, PSNR inside (against the true re-render) and outside (against the source) of one result in 0..255.
+
+    "psnr_background" is absent where nothing lies outside the grown support.
+    """
+    found = {
+        "right": float(is_right(picture, truth)),
+        "psnr_inside": metrics.psnr(picture, truth.truth, truth.inside),
+    }
+    if not truth.inside.all():
+        found["psnr_background"] = metrics.psnr(picture, truth.source, ~truth.inside)
+    return found
+
+
+def to_levels(images: Any, size: int) -> list[np.ndarray]:
+    """A pipeline's pictures (output_type "np": [S, S, 3] floats in [0, 1] each) as float32 levels in 0..255."""
+    pictures = []
+    for image in images:
+        picture = np.asarray(image)
+        picture = picture.astype(np.float32) * (255.0 if np.issubdtype(picture.dtype, np.floating) else 1.0)
+        if picture.shape != (size, size, 3):
+            raise ValueError(
+                f"The pipeline returned a picture of shape {picture.shape} for an input of {size} x {size} pixels; "
+                "an edit keeps the input's size."
+            )
+        pictures.append(picture)
+    return pictures
+
+
+def seeded(seed: int) -> Any:
+    """A generator on the CPU, where every device draws the same numbers."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+class EditTask:
+    """One instruction a scene, composited and raw."""
+
+    def __init__(self, name: str = "edits", options: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.options = options or {}
+        self.records: list[dict[str, Any]] = []
+
+    def run(self, pipe: Any, batch: Batch) -> None:
+        """Edit every scene of the batch, twice with the same random numbers."""
+        edits = [edit_sample(scene, batch.may_name) for scene in batch.scenes]
+        size = batch.drawn[0].image.shape[0]
+        truths = [edit_truth(scene, edit, size) for scene, edit in zip(batch.scenes, edits)]
+        rows: list[dict[str, Any]] = [
+            {"scene": scene.seed, "kind": edit.edit_kind} for scene, edit in zip(batch.scenes, edits)
+        ]
+        indices = range(len(edits))
+        for name, preserve in (("composited", True), ("raw", False)):
+            out = pipe.edit(
+                batch.source(pipe, indices),
+                [edit.instruction for edit in edits],
+                generator=seeded(batch.scenes[0].seed),
+                preserve_background=preserve,
+                output_type="np",
+                **self.options,
+            )
+            for row, picture, truth in zip(rows, to_levels(out.images, size), truths, strict=True):
+                row.update({f"{name}_{key}": value for key, value in score_edit(picture, truth).items()})
+            if preserve:
+                for row, mask, free, truth in zip(rows, out.masks, out.edit_masks, truths, strict=True):
+                    row["mask_iou"] = metrics.iou(union_mask(mask, size), truth.target)
+                    row["edit_mask_iou"] = metrics.iou(union_mask(free, size), truth.support)
+        self.records += rows
+
+    def figures(self) -> dict[str, Any]:
+        """Right share, PSNR inside and of the background, composited and raw; over all edits and per kind."""
+        return {
+            **_edit_figures(self.records),
+            "kinds": {kind: _edit_figures(chosen) for kind, chosen in kinds_of(self.records).items()},
+        }
+
+
+def _edit_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("composited", "raw"):
+        found[name] = {}
+        for key in ("right", "psnr_inside", "psnr_background"):
+            known = [record for record in records if f"{name}_{key}" in record]
+            if known:
+                found[name][key] = figure(known, f"{name}_{key}")
+    # Of the background nothing is referred to, so its masks would only blur the figure.
+    local = [record for record in records if record["kind"] != "background"]
+    if local:
+        found["mask_mIoU"] = figure(local, "mask_iou")
+    found["edit_mask_mIoU"] = figure(records, "edit_mask_iou")
+    return found

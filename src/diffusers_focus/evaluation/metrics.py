@@ -1,0 +1,223 @@
+"""The measures: overlap of masks, exact answers, distances of pictures, calibration, and how sure a figure is.
+
+Paper: FOCUS (arXiv 2506.16806), tables 1 to 4. Definitions follow the public evaluation code of its relatives (LISA,
+HyperSeg, PSALM for cIoU and gIoU; ReLA for generalized referring), restated here from facts; all numpy.
+
+Every figure that is a share or a mean is a ratio of two sums over samples, so `ratio` computes them all, with one
+bootstrap for the interval. Samples of the same scene are not independent: whole scenes are drawn, not samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+PSNR_CAP = 100.0
+LEVEL = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value with its 95% bootstrap interval and the number of samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The figure ready for JSON, rounded to six digits."""
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+def overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    """(intersection, union) in pixels of two bool masks of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"A mask of shape {predicted.shape} cannot be compared with a truth of shape {truth.shape}; bring the "
+            "prediction to the size of the image first."
+        )
+    return int((predicted & truth).sum()), int((predicted | truth).sum())
+
+
+def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union; 1 where both masks are empty."""
+    intersection, union = overlap(predicted, truth)
+    return intersection / union if union else 1.0
+
+
+def mean_iou(pairs: Iterable[tuple[int, int]]) -> float:
+    """mIoU: the mean over samples of intersection / union, from (intersection, union) pairs; 1 where union is 0."""
+    return float(np.mean([i / u if u else 1.0 for i, u in pairs]))
+
+
+def cumulative_iou(pairs: Iterable[tuple[int, int]]) -> float:
+    """cIoU: the sum of all intersections over the sum of all unions (large objects count more)."""
+    pairs = list(pairs)
+    union = sum(u for _, u in pairs)
+    return sum(i for i, _ in pairs) / union if union else 1.0
+
+
+def precision_at(ious: Iterable[float], threshold: float = 0.5) -> float:
+    """P@t: the share of samples with IoU >= t."""
+    return float(np.mean([value >= threshold for value in ious]))
+
+
+def generalized_overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int]:
+    """(IoU, intersection, union) of one sample of generalized referring, after the benchmark's own rule.
+
+    No target: an empty prediction has IoU 1 and adds nothing to the sums, any other has IoU 0 and adds its area to the
+    union. A target predicted empty: IoU 0 and the union is the target's area. gIoU is the mean of the first value over
+    all samples, cIoU the ratio of the sums of the others.
+    """
+    intersection, union = overlap(predicted, truth)
+    return (intersection / union if union else 1.0), intersection, union
+
+
+def no_target_accuracy(predicted_empty: Sequence[bool], truth_empty: Sequence[bool]) -> float | None:
+    """N-acc: of the samples without a target, the share predicted empty; None where there are none."""
+    chosen = [said for said, true in zip(predicted_empty, truth_empty, strict=True) if true]
+    return float(np.mean(chosen)) if chosen else None
+
+
+def target_accuracy(predicted_empty: Sequence[bool], truth_empty: Sequence[bool]) -> float | None:
+    """T-acc: of the samples with a target, the share not predicted empty; None where there are none."""
+    chosen = [not said for said, true in zip(predicted_empty, truth_empty, strict=True) if not true]
+    return float(np.mean(chosen)) if chosen else None
+
+
+def expected_calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 10) -> float:
+    """ECE: the mean over samples of |mean confidence - mean correctness| of the sample's bin.
+
+    Args:
+        confidence: one value in [0, 1] a sample.
+        correct: 0 or 1 (or a degree in between) a sample.
+        bins: bins of equal width over [0, 1]; the last one includes 1.
+
+    Raises:
+        ValueError: no samples, or a confidence outside [0, 1].
+    """
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    if len(confidence) == 0 or len(confidence) != len(correct):
+        raise ValueError(
+            f"Calibration needs as many outcomes as confidences and at least one, got {len(correct)} and "
+            f"{len(confidence)}."
+        )
+    if confidence.min() < 0 or confidence.max() > 1:
+        raise ValueError(
+            f"Confidences must be in [0, 1], got {confidence.min():g} to {confidence.max():g}; apply a sigmoid first."
+        )
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = 0.0
+    for chosen in range(bins):
+        inside = index == chosen
+        if inside.any():
+            total += abs(float(confidence[inside].sum() - correct[inside].sum()))
+    return total / len(confidence)
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def same_answer(answer: str, truth: str) -> bool:
+    """Exact match; case, spacing and one closing full stop do not count."""
+    return _plain(answer) == _plain(truth)
+
+
+def _plain(text: str) -> str:
+    text = " ".join(text.lower().split())
+    return text[:-1].rstrip() if text.endswith(".") else text
+
+
+def accuracy(answers: Sequence[str], truths: Sequence[str]) -> float:
+    """The share of answers that are an exact match."""
+    return float(np.mean([same_answer(a, t) for a, t in zip(answers, truths, strict=True)]))
+
+
+def most_frequent(answers: Iterable[str]) -> str:
+    """The commonest answer; of several, the one that comes first in the alphabet."""
+    counts = Counter(answers)
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def psnr(first: np.ndarray, second: np.ndarray, inside: np.ndarray | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures [H, W, 3] in 0..255, over the pixels `inside`.
+
+    10 log10(255^2 / mean squared difference), never above 100 dB (which is what equal pictures get).
+
+    Raises:
+        ValueError: not one pixel is inside.
+    """
+    if inside is not None:
+        first, second = first[inside], second[inside]
+    if first.size == 0:
+        raise ValueError("PSNR needs at least one pixel, but the mask is empty.")
+    error = float(np.square(first.astype(np.float32) - second.astype(np.float32)).mean())
+    return min(PSNR_CAP, 10.0 * math.log10(255.0**2 / error)) if error > 0 else PSNR_CAP
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+def ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Figure:
+    """sum(numerators) / sum(denominators) with its percentile bootstrap interval.
+
+    Args:
+        numerators: one value a sample: an IoU, a 0 or 1, an intersection.
+        denominators: one value a sample (a union); ones where left out, which makes the figure a mean.
+        clusters: which scene a sample belongs to; scenes are drawn with replacement. Every sample its own by default.
+        resamples: bootstrap draws.
+        seed: of the draws; the same samples always give the same interval.
+
+    Returns:
+        The figure; `count` is the number of samples. With one cluster the interval is the value itself.
+
+    Raises:
+        ValueError: no samples, lengths differ, or the denominators sum to zero.
+    """
+    top = np.asarray(numerators, dtype=float)
+    bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, dtype=float)
+    names = list(range(len(top))) if clusters is None else list(clusters)
+    if len(top) == 0 or not len(top) == len(bottom) == len(names):
+        raise ValueError(
+            f"A figure needs samples, and as many of each kind: got {len(top)} numerators, {len(bottom)} denominators "
+            f"and {len(names)} clusters."
+        )
+    if bottom.sum() == 0:
+        raise ValueError("A ratio over a sum of zero has no value; leave the figure out.")
+    rows: dict[Hashable, int] = {}
+    index = np.asarray([rows.setdefault(name, len(rows)) for name in names])
+    tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
+    value = float(tops.sum() / bottoms.sum())
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        weights = np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows))
+        below = float(weights @ bottoms)
+        if below > 0:
+            drawn.append(float(weights @ tops) / below)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if drawn else (value, value)
+    return Figure(value, float(low), float(high), len(top))

@@ -1,0 +1,210 @@
+"""Measure a pipeline on held-out scenes and write `metrics.json`.
+
+Paper: FOCUS (arXiv 2506.16806), section 4; the measures of the still-life world. `diffusers-focus eval` calls this.
+
+`metrics.json` says what was measured on what: groups -> tasks -> figures, each figure with its 95% bootstrap interval
+and sample count, and beside them the settings, seconds, hardware, versions and date. A figure that was not measured is
+absent, never zero.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data.world import first_held_out_seed
+from .ablation import AblationTask
+from .edits import EditTask
+from .tasks import GROUPS, QuestionTask, RegionTask, SegmentTask, draw_batch
+
+TASKS: dict[str, type] = {
+    "referring": SegmentTask,
+    "reasoning": SegmentTask,
+    "generalized": SegmentTask,
+    "click": RegionTask,
+    "scribble": RegionTask,
+    "box": RegionTask,
+    "mask": RegionTask,
+    "questions": QuestionTask,
+    "edits": EditTask,
+    "ablation": AblationTask,
+}
+# The ablation draws every edit nine times, so it runs only when it is asked for.
+DEFAULT_TASKS = tuple(name for name in TASKS if name != "ablation")
+DECODER_TASKS = frozenset({"edits", "ablation"})
+BATCH_SIZE = 32
+_PACKAGES = ("diffusers-focus", "diffusers", "transformers", "torch", "accelerate", "numpy")
+
+
+def evaluate(
+    pipeline: Any,
+    count: int = 1000,
+    groups: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    output: str | os.PathLike | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    loader: Callable[[str], Any] | None = None,
+    edit_options: dict[str, Any] | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Measure a pipeline.
+
+    Args:
+        pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
+        count: Scenes in each group.
+        groups: Of "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained); both by default.
+        tasks: Names of `TASKS`; by default all but the ablation. The ones that draw are left out of the default for a
+            pipeline without a `unet`, and an error for it when named.
+        output: Where to write the result as JSON; the file is complete or not there, and grows group by group.
+        batch_size: Scenes a call. Random numbers of edits depend on it, nothing else does.
+        loader: Turns the folder into a pipeline; called after the arguments are found to be good.
+        edit_options: Further arguments of every `edit`, such as `num_inference_steps`; the pipeline's own by default.
+        progress: Show a progress bar; None does so on a terminal.
+
+    Returns:
+        What is written: see the module's docstring.
+
+    Raises:
+        ValueError: an unknown group or task, or a count or batch size below 1.
+    """
+    group_names = _checked(groups, GROUPS, "group", tuple(GROUPS))
+    task_names = _checked(tasks, TASKS, "task", DEFAULT_TASKS)
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
+    name = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
+    if isinstance(pipeline, (str, os.PathLike)):
+        if loader is None:
+            raise TypeError(
+                f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, such as "
+                "FocusPipeline.from_pretrained(folder), or a loader."
+            )
+        name = Path(pipeline).name
+        pipeline = loader(os.fspath(pipeline))
+    if getattr(pipeline, "unet", True) is None:
+        if tasks is not None and DECODER_TASKS & set(task_names):
+            raise ValueError(
+                f"This pipeline has no unet, so it cannot be measured on {', '.join(sorted(DECODER_TASKS))}; choose "
+                f"from {', '.join(task for task in TASKS if task not in DECODER_TASKS)}."
+            )
+        task_names = tuple(task for task in task_names if task not in DECODER_TASKS)
+
+    result: dict[str, Any] = {
+        "pipeline": str(name),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "settings": {
+            "scenes_per_group": count,
+            "first_seed": first_held_out_seed,
+            "batch_size": batch_size,
+            "edit_options": edit_options or {},
+        },
+        "hardware": hardware(pipeline),
+        "versions": versions(),
+        "seconds": 0.0,
+        "groups": {},
+    }
+    start = time.perf_counter()
+    for group in group_names:
+        result["groups"][group] = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        if output is not None:
+            write_json(Path(output), result)
+    return result
+
+
+def _measure(
+    pipeline: Any,
+    group: str,
+    count: int,
+    names: Sequence[str],
+    batch_size: int,
+    edit_options: dict[str, Any] | None,
+    progress: bool | None,
+) -> dict[str, Any]:
+    """Figures and seconds of every task on one group of scenes."""
+    import torch
+
+    running = {name: TASKS[name](name, edit_options) if name in DECODER_TASKS else TASKS[name](name) for name in names}
+    seconds = dict.fromkeys(names, 0.0)
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with torch.no_grad(), tqdm(total=count * len(names), desc=group, unit="scene", disable=hidden) as bar:
+        for start in range(0, count, batch_size):
+            batch = draw_batch(group, start, min(batch_size, count - start))
+            for name, task in running.items():
+                bar.set_postfix_str(name)
+                began = time.perf_counter()
+                task.run(pipeline, batch)
+                seconds[name] += time.perf_counter() - began
+                bar.update(len(batch.scenes))
+    found: dict[str, Any] = {"scenes": count}
+    for name, task in running.items():
+        if getattr(task, "records", True):  # a handful of scenes may hold no sample of a task
+            found[name] = {"seconds": round(seconds[name], 1), **task.figures()}
+    return found
+
+
+def _checked(
+    chosen: Sequence[str] | None, allowed: dict[str, Any], what: str, default: tuple[str, ...]
+) -> tuple[str, ...]:
+    if chosen is None:
+        return default
+    if isinstance(chosen, str):
+        chosen = [chosen]
+    unknown = [name for name in chosen if name not in allowed]
+    if unknown or not chosen:
+        raise ValueError(
+            f"Unknown {what} {', '.join(map(repr, unknown)) or '(none)'}; choose from {', '.join(allowed)}."
+        )
+    return tuple(dict.fromkeys(chosen))
+
+
+def hardware(pipeline: Any = None) -> dict[str, Any]:
+    """The machine: processor, cores, threads of torch, and the accelerator the pipeline is on, if any."""
+    import torch
+
+    found = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    device = getattr(pipeline, "device", None)
+    device = torch.device(device) if device is not None else torch.device("cpu")
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is complete or not there at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

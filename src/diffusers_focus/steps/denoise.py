@@ -1,0 +1,241 @@
+"""The diffusion decoder: visual codes and an edit mask -> latents -> an image.
+
+FOCUS section "Diffusion decoder with mask guidance". The UNet reads the embeddings of the codes beside its latents (channel
+concatenation) and the mask through its cross-attention. What ILLUME+ (arXiv 2504.01934, Apache-2.0) fixes is kept: zero text
+embeddings, a resolution index in place of SDXL's size conditioning, a zeroed token map as the unconditional branch. Keeping the
+background by re-noising the source follows Blended Latent Diffusion (arXiv 2206.02779) as in diffusers' inpainting (Apache-2.0).
+
+Shapes: B images, latents [B, 4, h, w], token map [B, C, hp, wp], text rows 77, f_m [B, T, D].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .encode import Components
+
+TIME_IDS = 6  # SDXL's size conditioning has six numbers; here all but the last are zero
+
+
+def prepare_timesteps(
+    scheduler: Any,
+    num_inference_steps: int | None,
+    device: torch.device | str,
+    *,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    strength: float = 1.0,
+) -> torch.Tensor:
+    """Set the scheduler's timesteps and return those to run.
+
+    Args:
+        num_inference_steps: number of steps, where neither of the next two is given.
+        timesteps, sigmas: a schedule of one's own; the scheduler must take it.
+        strength: share of the schedule to run, above 0 up to 1; the first part is skipped.
+
+    Raises:
+        ValueError: no steps, both schedules, or a scheduler that takes none of its own.
+    """
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("Both timesteps and sigmas were given. Pass one of them.")
+    for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is None:
+            continue
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"{type(scheduler).__name__} takes no {name} of one's own. Use another scheduler, or num_inference_steps."
+            )
+        if len(values) == 0:
+            raise ValueError(f"{name} is empty. Give at least one step.")
+        scheduler.set_timesteps(**{name: values}, device=device)
+        break
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    order = getattr(scheduler, "order", 1)
+    if strength < 1.0:
+        count = num_inference_steps if timesteps is None and sigmas is None else len(scheduler.timesteps)
+        kept = min(int(count * strength), count)
+        if kept < 1:
+            raise ValueError(
+                f"strength={strength} of {count} steps leaves no step to run. Raise strength or num_inference_steps."
+            )
+        begin = (count - kept) * order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        return scheduler.timesteps[begin:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    return scheduler.timesteps
+
+
+def resolution_index(groups: Sequence[Sequence[int]], height: int, width: int) -> int:
+    """The place of a decoded size among the sizes the UNet was trained on; `groups` holds [width, height] pairs."""
+    for index, (group_width, group_height) in enumerate(groups):
+        if (group_height, group_width) == (height, width):
+            return index
+    sizes = ", ".join(f"{h} x {w}" for w, h in groups)
+    raise ValueError(
+        f"The decoder was not trained on {height} x {width} (height x width) images. It knows {sizes}; use one of these sizes, "
+        "or list the size in resolution_group."
+    )
+
+
+def token_map(components: Components, semantic_indices: torch.Tensor, pixel_indices: torch.Tensor) -> torch.Tensor:
+    """The UNet's condition: embeddings [B, C, hp, wp] of codes int64 [B, hs, ws] and [B, hp, wp]."""
+    tokenizer = components.visual_tokenizer
+    return tokenizer.merge(*tokenizer.indices_to_codes(semantic_indices, pixel_indices))
+
+
+def mask_sequence(
+    components: Components, latent_mask: torch.Tensor | None, tokens: torch.Tensor, num_text_tokens: int = 77
+) -> torch.Tensor:
+    """What the UNet's cross-attention reads: [B, 77 + T, D] in the UNet's dtype.
+
+    Zero rows where SDXL has text, then f_m of the masks [B, 1, h, w]; without a mask (or a conditioner) the zeros alone.
+    """
+    unet = components.unet
+    dim = unet.config.cross_attention_dim
+    zeros = torch.zeros(
+        (tokens.shape[0], num_text_tokens, dim if isinstance(dim, int) else dim[0]), device=tokens.device, dtype=unet.dtype
+    )
+    if latent_mask is None or components.mask_conditioner is None:
+        return zeros
+    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).to(unet.dtype)], dim=1)
+
+
+@dataclass
+class Denoiser:
+    """The UNet with its guidance branches.
+
+    Args:
+        unet, scheduler: the components.
+        size_index: `resolution_index` of the decoded size.
+        guidance_scale: over the token map; 1 or less means none.
+        mask_guidance_scale: over f_m; 1 means none, anything else costs a further pass.
+        has_mask: whether the sequence holds f_m.
+    """
+
+    unet: Any
+    scheduler: Any
+    size_index: int
+    guidance_scale: float = 1.0
+    mask_guidance_scale: float = 1.0
+    has_mask: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional branch."""
+        return self.guidance_scale > 1.0
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor,
+    ) -> torch.Tensor:
+        """The guided model output [B, 4, h, w] at one step.
+
+        Args:
+            tokens: [B, C, hp, wp].
+            prompt_embeds: from `mask_sequence` with `tokens`.
+            negative_prompt_embeds: the same with a zeroed token map.
+        """
+        tokens = F.interpolate(tokens.to(self.unet.dtype), size=latents.shape[-2:], mode="nearest")
+        branches = [(tokens, prompt_embeds)]
+        if self.guided:
+            branches.insert(0, (torch.zeros_like(tokens), negative_prompt_embeds))
+        mask_guided = self.has_mask and self.mask_guidance_scale != 1.0
+        if mask_guided:
+            # Zero rows have zero values: the same as leaving f_m out, and of a length that stands in the same batch.
+            branches.append((tokens, torch.zeros_like(prompt_embeds)))
+        count = len(branches)
+        sample = self.scheduler.scale_model_input(latents.repeat(count, 1, 1, 1), timestep).to(self.unet.dtype)
+        sample = torch.cat([sample, torch.cat([condition for condition, _ in branches])], dim=1)
+        sequence = torch.cat([embeds for _, embeds in branches])
+        output = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states=sequence,
+            added_cond_kwargs=self._added(sequence),
+            return_dict=False,
+        )[0].chunk(count)
+        conditional = output[1] if self.guided else output[0]
+        result = conditional
+        if self.guided:
+            result = output[0] + self.guidance_scale * (conditional - output[0])
+        if mask_guided:
+            result = result + (self.mask_guidance_scale - 1.0) * (conditional - output[-1])
+        return result
+
+    def _added(self, sequence: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """SDXL's second conditioning: a zero pooled text, and the resolution index as the last of six numbers."""
+        config = self.unet.config
+        if config.addition_embed_type != "text_time":
+            return None
+        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
+        time_ids = sequence.new_zeros(len(sequence), TIME_IDS)
+        time_ids[:, -1] = self.size_index
+        return {"text_embeds": sequence.new_zeros(len(sequence), pooled), "time_ids": time_ids}
+
+
+@dataclass
+class LatentBackground:
+    """The source's latents outside an edit, at the noise level of each step.
+
+    Args:
+        source: [B, 4, h, w], clean.
+        noise: the same shape, what the latents started from.
+        free: bool [B, 1, h, w], cells that may change.
+    """
+
+    source: torch.Tensor
+    noise: torch.Tensor
+    free: torch.Tensor
+
+    def restore(self, latents: torch.Tensor, scheduler: Any, next_timestep: torch.Tensor | None) -> torch.Tensor:
+        """Put the source back outside; `next_timestep` None is the end, where it is clean."""
+        source = self.source
+        if next_timestep is not None:
+            source = scheduler.add_noise(source, self.noise, next_timestep.reshape(1).expand(len(source)))
+        return torch.where(self.free, latents, source.to(latents.dtype))
+
+
+def encode_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Latents [B, 4, h, w] of images [B, 3, H, W] in [-1, 1]: the mode of the VAE's distribution, scaled, in its dtype."""
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(torch.float32)
+    latents = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    if upcast:
+        vae.to(dtype)
+    mean, std = _statistics(vae, latents)
+    return ((latents - mean) * vae.config.scaling_factor / std).to(dtype)
+
+
+def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Images [B, 3, H, W], about [-1, 1] and not clamped; SDXL's VAE overflows in half precision, so it runs in float32."""
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(torch.float32)
+    mean, std = _statistics(vae, latents)
+    images = vae.decode((latents * std / vae.config.scaling_factor + mean).to(vae.dtype), return_dict=False)[0]
+    if upcast:
+        vae.to(dtype)
+    return images
+
+
+def _statistics(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is None or std is None:
+        return 0.0, 1.0
+    return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)

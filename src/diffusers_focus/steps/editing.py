@@ -1,0 +1,229 @@
+"""What an edit changes and into which codes: the two readings of an edit prompt, and text to image.
+
+FOCUS section "Mask-guided editing"; focus.md section 5. The first reading says where (masks of what the instruction is about and
+of the pixels that may change), the second writes the new image's codes. In a local edit the codes outside the edit mask are the
+source's own, so only the cells inside are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..processing.grammar import TokenSampling, VisualTokenGrammar
+from ..processing.grids import pixel_grid, semantic_grid
+from ..processing.prompts import EDIT, GENERATE, INTERACTIVE, REFERRING, UNCONDITIONAL
+from .composite import grow_mask, needs_box, place_on_grid, relative_radius
+from .encode import Components, FocusImageEncoding, source_codes
+from .sampling import Generators
+from .segment import FoundObjects, MaskPrompt, embed_regions
+from .sequence import FocusContext, encode_prefix, suffix_row
+from .visual_tokens import block_template, write_codes
+
+
+@dataclass(frozen=True, eq=False)
+class EditPrompt:
+    """One edit of one image.
+
+    Args:
+        image: index of the image in its encoding.
+        instruction: what to do.
+        target: what it is about, in words, where the instruction leaves that open.
+        regions: what it is about, bool [height, width] at the size of the user's image.
+        mask: bool [height, width]: exactly the pixels that may change, given from outside.
+        region_slots: whether the model was trained on edit prompts with region slots. Without, a region is found by the
+            interactive task, and the instruction stands alone.
+    """
+
+    image: int
+    instruction: str
+    target: str | None = None
+    regions: tuple[np.ndarray, ...] = ()
+    mask: np.ndarray | None = None
+    region_slots: bool = False
+
+    @property
+    def slots(self) -> tuple[np.ndarray, ...]:
+        """The regions that stand in the edit prompt itself."""
+        return self.regions if self.region_slots else ()
+
+    @property
+    def asks_edit(self) -> bool:
+        """Whether `where` is an edit prompt, the only kind whose edit masks are trained."""
+        return self.mask is None and not (self.target if not self.regions else not self.region_slots)
+
+    @property
+    def where(self) -> MaskPrompt | None:
+        """The prompt that finds the place; None where it is given."""
+        if self.mask is not None:
+            return None
+        if self.asks_edit:
+            return MaskPrompt(self.image, EDIT, self.instruction, self.slots)
+        if self.regions:
+            return MaskPrompt(self.image, INTERACTIVE, None, self.regions)
+        return MaskPrompt(self.image, REFERRING, self.target)
+
+
+@dataclass
+class EditPlace:
+    """Where an edit takes place, at the size of the user's image.
+
+    Args:
+        masks: bool [objects, height, width], what the edit is about.
+        edit_mask: bool [height, width], where pixels may change.
+    """
+
+    masks: np.ndarray
+    edit_mask: np.ndarray
+
+
+def edit_place(
+    prompt: EditPrompt,
+    found: FoundObjects | None,
+    *,
+    edit_masks_trained: bool = True,
+    dilation: float = 0.02,
+    mask_dilation: int | None = None,
+) -> EditPlace:
+    """The masks of an edit.
+
+    A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
+    model says of an edit prompt, if it was trained to; failing that, the objects' mask grown by `dilation` (a share of the shorter
+    side), and its bounding box for an instruction after which the object may have another outline.
+
+    Args:
+        found: the answer to `prompt.where`.
+        edit_masks_trained: whether the model's edit masks can be used.
+        dilation: share of the shorter side.
+        mask_dilation: pixels to grow by instead, for all kinds of edit masks.
+    """
+    if prompt.mask is not None:
+        mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
+        return EditPlace(prompt.mask[None], mask)
+    assert found is not None
+    referred = found.masks.any(axis=0)
+    if edit_masks_trained and prompt.asks_edit and found.edit_mask.any():
+        mask = found.edit_mask if not mask_dilation else grow_mask(found.edit_mask, mask_dilation)
+    elif not referred.any():
+        mask = referred
+    else:
+        radius = relative_radius(dilation, *referred.shape) if mask_dilation is None else mask_dilation
+        mask = grow_mask(referred, radius, boxed=needs_box(prompt.instruction))
+    return EditPlace(found.masks, mask)
+
+
+def edit_codes(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[EditPrompt],
+    edit_masks: Sequence[np.ndarray],
+    *,
+    guidance_scale: float = 1.0,
+    semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
+    pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    generator: Generators = None,
+    before_model: Callable[[str], None] | None = None,
+    start_tokens: Callable[[int], Callable[[], bool]] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of B edited images: semantic int64 [B, hs, ws] and pixel int64 [B, hp, wp].
+
+    Args:
+        edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
+        guidance_scale, semantic, pixel, generator: see `write_codes`.
+        before_model: see `read_masks`.
+        start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
+    """
+    context = FocusContext.of(components)
+    size = encoding.size
+    regions = [(prompt.image, region) for prompt in prompts for region in prompt.slots]
+    region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
+    own = source_codes(components, encoding)
+    grammar = VisualTokenGrammar(context.vocabulary, tuple(own[0].shape[-2:]), tuple(own[1].shape[-2:]))
+    images = torch.tensor([prompt.image for prompt in prompts], device=own[0].device)
+    free = tuple(
+        torch.stack(
+            [
+                place_on_grid(mask, encoding.inputs.placements[prompt.image], grid, "any") > 0
+                for prompt, mask in zip(prompts, edit_masks)
+            ]
+        )
+        for grid in (grammar.semantic_grid, grammar.pixel_grid)
+    )
+    template = block_template(grammar, len(prompts), codes=(own[0][images], own[1][images]), free=free)
+    rows = [
+        suffix_row(
+            context,
+            context.style.suffix(EDIT, text=prompt.instruction, num_regions=len(prompt.slots), height_width=size),
+        )
+        for prompt in prompts
+    ]
+    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))
+    if before_model is not None:
+        before_model("language_model")
+    prefix = encode_prefix(components, context, encoding, task=EDIT)
+    ids = write_codes(
+        components,
+        prefix,
+        rows,
+        images.tolist(),
+        grammar,
+        unconditional=[without] * len(rows),
+        guidance_scale=guidance_scale,
+        semantic=semantic,
+        pixel=pixel,
+        template=template,
+        region_tokens=region_tokens,
+        generator=generator,
+        on_token=start_tokens(int(template[1].any(dim=0).sum())) if start_tokens is not None else None,
+    )
+    return grammar.image_codes(ids)
+
+
+def generation_codes(
+    components: Components,
+    prompts: Sequence[str],
+    size: tuple[int, int],
+    *,
+    grids: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    guidance_scale: float = 1.0,
+    semantic: TokenSampling = TokenSampling(),  # noqa: B008
+    pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    generator: Generators = None,
+    before_model: Callable[[str], None] | None = None,
+    start_tokens: Callable[[int], Callable[[], bool]] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of B images drawn from descriptions; see `edit_codes`.
+
+    Args:
+        prompts: B descriptions.
+        size: (height, width), the token resolution.
+        grids: (rows, columns) of semantic and of pixel tokens where they are not those of `size`.
+    """
+    context = FocusContext.of(components)
+    grammar = VisualTokenGrammar(context.vocabulary, *(grids or (semantic_grid(*size), pixel_grid(*size))))
+    rows = [
+        suffix_row(context, context.style.suffix(GENERATE, text=prompt, num_images=0, height_width=size))
+        for prompt in prompts
+    ]
+    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], num_images=0, height_width=size))
+    if before_model is not None:
+        before_model("language_model")
+    prefix = encode_prefix(components, context, None, task=GENERATE)
+    drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)
+    ids = write_codes(
+        components,
+        prefix,
+        rows,
+        [0] * len(rows),
+        grammar,
+        unconditional=[without] * len(rows),
+        guidance_scale=guidance_scale,
+        semantic=semantic,
+        pixel=pixel,
+        generator=generator,
+        on_token=start_tokens(drawn) if start_tokens is not None else None,
+    )
+    return grammar.image_codes(ids)

@@ -1,0 +1,156 @@
+"""Image -> everything later steps read: vision, pixel and query tokens, feature maps; once per image.
+
+FOCUS section "Dual-branch encoder": continuous features go into the language model; its continuous pixel tokens are those of
+the visual tokenizer's pixel encoder before quantisation. What only some tasks need (the mask decoder's pixel features, the
+image's own codes, the language model's prefix) is computed at first use and kept in the encoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..models.mask_decoder import FocusMaskDecoder, FocusPixelFeatures
+from ..models.vision_encoder import FocusVisionEncoder, FocusVisionOutput
+from ..models.visual_tokenizer import FocusVisualTokenizer
+from ..processing.images import FocusImageInputs, FocusImageProcessor, Placement
+
+if TYPE_CHECKING:
+    from .sequence import PrefixCache
+
+
+class Components(Protocol):
+    """The parts the steps work with: a pipeline, modular components or a training bundle."""
+
+    vision_encoder: FocusVisionEncoder
+    language_model: Any
+    lm_tokenizer: Any
+    visual_tokenizer: FocusVisualTokenizer
+    mask_decoder: FocusMaskDecoder
+    mask_conditioner: Any
+    unet: Any
+    vae: Any
+    scheduler: Any
+    image_processor: FocusImageProcessor
+
+
+@dataclass
+class FocusImageEncoding:
+    """An encoded batch of images; pass it to later calls in place of the images.
+
+    Args:
+        inputs: the preprocessed images (n of them), their placements on the canvas and the images of each prompt.
+        vision: tokens and feature maps, batch n.
+        mask_pixels: the mask decoder's pixel features, filled by `mask_pixels`.
+        codes: (semantic [n, hs, ws], pixel [n, hp, wp]) int64, the images' own codes, filled by `source_codes`.
+        prefixes: the language model's caches over system text, image blocks and query slots, filled by
+            `sequence.encode_prefix`; one entry unless the style puts a tag before the image.
+    """
+
+    inputs: FocusImageInputs
+    vision: FocusVisionOutput
+    mask_pixels: FocusPixelFeatures | None = None
+    codes: tuple[torch.Tensor, torch.Tensor] | None = None
+    prefixes: dict[Any, PrefixCache] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.inputs.placements)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each prompt."""
+        return self.inputs.counts
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the token resolution."""
+        return self.inputs.size
+
+    @property
+    def original_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image as given."""
+        return self.inputs.original_sizes
+
+
+def _weights_of(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
+    parameter = next(module.parameters())
+    return parameter.device, parameter.dtype
+
+
+def encode_image(components: Components, image: Any, *, device: torch.device | None = None) -> FocusImageEncoding:
+    """Encode images of any kind `FocusImageProcessor` takes; an encoding is returned as it is.
+
+    Args:
+        components: needs `image_processor`, `vision_encoder` and `visual_tokenizer`.
+        image: an image, a list (one a prompt) or a list of lists (several a prompt).
+        device: where to compute; default: where the vision encoder is.
+    """
+    if isinstance(image, FocusImageEncoding):
+        return image
+    own_device, dtype = _weights_of(components.vision_encoder)
+    inputs = components.image_processor.preprocess(image)
+    return _encode(components, inputs.to(device=device or own_device, dtype=dtype))
+
+
+def encode_tensors(
+    components: Components, pixel_values: torch.Tensor, *, pixel_features: torch.Tensor | None = None
+) -> FocusImageEncoding:
+    """Encode a batch [n, 3, H, W] in [-1, 1] that is already at a token resolution (training).
+
+    Args:
+        pixel_features: the tokenizer's continuous features where they are known already.
+    """
+    low, high = components.image_processor.make_inputs(pixel_values)
+    size = tuple(pixel_values.shape[-2:])
+    placement = Placement.fit(size, size, components.image_processor.resize_mode)
+    count = len(pixel_values)
+    inputs = FocusImageInputs(pixel_values, low, high, (placement,) * count, (1,) * count)
+    return _encode(components, inputs, pixel_features)
+
+
+def _encode(
+    components: Components, inputs: FocusImageInputs, pixel_features: torch.Tensor | None = None
+) -> FocusImageEncoding:
+    encoder = components.vision_encoder
+    pixel_values = None
+    if encoder.pixel_tower is not None:
+        pixel_values = inputs.pixel_values
+    elif pixel_features is None:
+        tokenizer = components.visual_tokenizer
+        with torch.no_grad():  # the tokenizer is frozen wherever a language model is trained (FOCUS section 3)
+            pixel_features = tokenizer.encode_pixels(inputs.pixel_values.to(_weights_of(tokenizer)[1]))
+        pixel_features = pixel_features.to(inputs.pixel_values.dtype)
+    vision = encoder(
+        inputs.pixel_values_low, inputs.pixel_values_high, pixel_features=pixel_features, pixel_values=pixel_values
+    )
+    return FocusImageEncoding(inputs, vision)
+
+
+def mask_pixels(components: Components, encoding: FocusImageEncoding) -> FocusPixelFeatures:
+    """The mask decoder's features of each image, computed once."""
+    if encoding.mask_pixels is None:
+        if encoding.vision.feature_maps is None:
+            raise ValueError(
+                "This model has no high-resolution branch, so it cannot segment (vision_encoder.config.pyramid_channels is "
+                "None). Load a model with one, or add and train it."
+            )
+        encoding.mask_pixels = components.mask_decoder.encode(encoding.vision.feature_maps)
+    return encoding.mask_pixels
+
+
+@torch.no_grad()
+def source_codes(components: Components, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images' own codes: semantic int64 [n, hs, ws] and pixel int64 [n, hp, wp], computed once."""
+    if encoding.codes is None:
+        tokenizer = components.visual_tokenizer
+        own_tower = tokenizer.config.vision_tower is not None
+        dtype = _weights_of(tokenizer)[1]
+        out = tokenizer.encode(
+            encoding.inputs.pixel_values.to(dtype),
+            None if own_tower else encoding.vision.fused_features,
+            encoding.inputs.pixel_values_low.to(dtype) if own_tower else None,
+        )
+        encoding.codes = (out.semantic_indices, out.pixel_indices)
+    return encoding.codes

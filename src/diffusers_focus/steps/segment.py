@@ -1,0 +1,293 @@
+"""From a prompt about an image to its objects: names, mask slots, masks, scores.
+
+FOCUS section "Segmentation predictor": the language model first writes the names of the objects, then N mask slots are read in
+one parallel forward; their states E^Q and the condition's states E^P go to the mask decoder. Selecting among the N proposals
+(score threshold, duplicates by mask IoU) follows Mask2Former's inference (arXiv 2112.01527, MIT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..models.mask_decoder import FocusMaskOutput
+from ..processing.images import FocusImageProcessor, Placement
+from ..processing.prompts import CLASS
+from .encode import Components, FocusImageEncoding, mask_pixels
+from .sequence import FocusContext, batch_rows, condition_states, encode_prefix, extend, run_suffixes, suffix_row
+from .understand import banned_text_ids, write_text
+
+NAME_SEPARATOR = ","
+NO_OBJECT = "nothing"  # what a model writes in place of names where an expression has no target
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPrompt:
+    """One thing to look for in one image.
+
+    Args:
+        image: index of the image in its encoding.
+        task: a segmentation task, or "edit" for what an instruction is about.
+        text: expression, question or instruction; the list of names for "class"; None for "interactive".
+        regions: bool [height, width] masks at the size of the user's image, one per pointed region.
+    """
+
+    image: int
+    task: str
+    text: str | list[str] | None = None
+    regions: tuple[np.ndarray, ...] = ()
+
+
+@dataclass
+class MaskReading:
+    """What the mask decoder says to R prompts.
+
+    Args:
+        mask_logits, edit_logits: [R, N, h, w] on the mask decoder's grid over the canvas.
+        condition_logits: [R, N, K].
+        instance_embeds: [R, N, D].
+        text: the names each prompt's answer holds.
+    """
+
+    mask_logits: torch.Tensor
+    edit_logits: torch.Tensor
+    condition_logits: torch.Tensor
+    instance_embeds: torch.Tensor
+    text: list[str]
+
+
+@dataclass
+class FoundObjects:
+    """The objects a prompt refers to, best score first.
+
+    Args:
+        masks: bool [objects, height, width] at the size of the user's image.
+        edit_mask: bool [height, width], the union of where their pixels may change.
+        scores: float32 [objects].
+        labels: a name each.
+        text: the names the model wrote.
+        instance_embeds: float32 [objects, D].
+    """
+
+    masks: np.ndarray
+    edit_mask: np.ndarray
+    scores: np.ndarray
+    labels: list[str] = field(default_factory=list)
+    text: str = ""
+    instance_embeds: np.ndarray | None = None
+
+
+def embed_regions(
+    components: Components, encoding: FocusImageEncoding, image_index: Sequence[int], regions: Sequence[np.ndarray]
+) -> torch.Tensor | None:
+    """Region tokens [R, H] of masks bool [height, width] in the pixels of their images; None where there are none."""
+    if not regions:
+        return None
+    device = encoding.inputs.pixel_values.device
+    placed = [
+        encoding.inputs.placements[image].place_mask(torch.from_numpy(region), mode="any")
+        for image, region in zip(image_index, regions)
+    ]
+    return components.vision_encoder.region_tokens(
+        encoding.vision.feature_maps,
+        encoding.vision.image_features,
+        torch.stack(placed)[:, None].to(device),
+        torch.tensor(list(image_index), device=device),
+    )
+
+
+def read_masks(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[MaskPrompt],
+    *,
+    max_new_tokens: int = 48,
+    before_model: Callable[[str], None] | None = None,
+) -> MaskReading:
+    """Run R prompts and the mask decoder. The names are written greedily; the masks come whether or not the model asks for them.
+
+    Args:
+        encoding: images, one a prompt group.
+        prompts: what to look for; several may be about the same image.
+        max_new_tokens: longest list of names.
+        before_model: called with a component's name before that component is used through its parts (model offloading).
+    """
+    wake = before_model or (lambda name: None)
+    context = FocusContext.of(components)
+    vocabulary = context.vocabulary
+    rows = [
+        suffix_row(context, context.style.suffix(prompt.task, text=prompt.text, num_regions=len(prompt.regions)))
+        for prompt in prompts
+    ]
+    regions = [(prompt.image, region) for prompt in prompts for region in prompt.regions]
+    region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
+    slots = components.mask_decoder.slot_embeddings()
+    features = mask_pixels(components, encoding)
+    wake("language_model")
+    # One prefix whatever the tasks: only styles without segmentation make it depend on the task.
+    prefix = encode_prefix(components, context, encoding, task=prompts[0].task)
+    batch = batch_rows(components, rows, region_tokens=region_tokens, pad="left")
+    images = torch.tensor([prompt.image for prompt in prompts])
+    hidden, cache, mask = run_suffixes(components, prefix, images, batch)
+    conditions, condition_mask = condition_states(hidden, batch.conditions)
+
+    trigger = vocabulary.mask_trigger
+    banned = banned_text_ids(
+        vocabulary, components.language_model.config.vocab_size, hidden.device, allow_masks=True
+    )
+    written = write_text(
+        components,
+        hidden,
+        cache,
+        mask,
+        banned=banned,
+        stop_ids=(trigger, vocabulary.end_of_text, vocabulary.pad),
+        max_new_tokens=max_new_tokens,
+    )
+    table = components.language_model.get_input_embeddings()
+    start = table(torch.full((len(rows), 1), trigger, device=hidden.device))
+    embeds = torch.cat([start, slots.to(start)[None].expand(len(rows), -1, -1)], dim=1)
+    hidden, _ = extend(components, embeds, cache, written.mask)
+    output = _decode(components, features, hidden[:, 1:], conditions, condition_mask, images.tolist())
+    text = [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
+    return MaskReading(*output, text)
+
+
+def _decode(
+    components: Components,
+    features: object,
+    slot_states: torch.Tensor,
+    conditions: torch.Tensor,
+    condition_mask: torch.Tensor,
+    images: list[int],
+) -> tuple[torch.Tensor, ...]:
+    """The mask decoder over prompts grouped by image, so that an image's pixels are read once for all its prompts."""
+    groups: dict[int, list[int]] = {}
+    for row, image in enumerate(images):
+        groups.setdefault(image, []).append(row)
+    width = max(len(group) for group in groups.values())
+    table = torch.tensor([group + group[-1:] * (width - len(group)) for group in groups.values()])
+    table = table.to(slot_states.device)
+    output: FocusMaskOutput = components.mask_decoder.decode(
+        features.select(list(groups)), slot_states[table], conditions[table], condition_mask[table]
+    )
+    place = {row: (i, j) for i, group in enumerate(groups.values()) for j, row in enumerate(group)}
+    first = torch.tensor([place[row][0] for row in range(len(images))], device=slot_states.device)
+    second = torch.tensor([place[row][1] for row in range(len(images))], device=slot_states.device)
+    fields = (output.mask_logits, output.edit_logits, output.condition_logits, output.instance_embeds)
+    return tuple(field[first, second] for field in fields)
+
+
+def select_objects(
+    reading: MaskReading,
+    row: int,
+    prompt: MaskPrompt,
+    processor: FocusImageProcessor,
+    placement: Placement,
+    *,
+    score_threshold: float = 0.5,
+    fallback_threshold: float = 0.3,
+    duplicate_iou: float = 0.7,
+) -> FoundObjects:
+    """The objects among one prompt's proposals.
+
+    A proposal counts where its score, the sigmoid of its best condition logit, is above `score_threshold`. Where none is, the
+    best one still counts above `fallback_threshold`, unless the prompt is a list of classes or the model wrote that there is
+    nothing; an expression without a target thus gives no object. Of proposals that overlap by more than `duplicate_iou` the better one stays.
+    """
+    probabilities = reading.condition_logits[row].float().sigmoid()
+    scores, classes = probabilities.max(dim=-1)
+    scores, order = scores.sort(descending=True)
+    keep = scores > score_threshold
+    if prompt.task != CLASS and reading.text[row] != NO_OBJECT and not bool(keep.any()):
+        keep[0] = scores[0] > fallback_threshold
+    order, scores = order[keep], scores[keep]
+    order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
+
+    height, width = placement.source
+    if len(order) == 0:
+        embeds = np.zeros((0, reading.instance_embeds.shape[-1]), dtype=np.float32)
+        nothing = np.zeros((0, height, width), dtype=bool)
+        return FoundObjects(
+            nothing, np.zeros((height, width), bool), np.zeros(0, np.float32), [], reading.text[row], embeds
+        )
+    masks = processor.restore_mask(reading.mask_logits[row, order].float(), placement) > 0
+    seen = masks.flatten(1).any(dim=1)
+    masks, order, scores = masks[seen], order[seen], scores[seen]
+    edits = processor.restore_mask(reading.edit_logits[row, order].float(), placement) > 0
+    found = masks.cpu().numpy()
+    if prompt.task == CLASS:
+        labels = [prompt.text[index] for index in classes[order].tolist()]
+    else:
+        fallback = prompt.text if isinstance(prompt.text, str) else "object"
+        labels = name_objects(found, reading.text[row], fallback)
+    return FoundObjects(
+        masks=found,
+        edit_mask=edits.any(dim=0).cpu().numpy() if len(edits) else np.zeros((height, width), dtype=bool),
+        scores=scores.float().cpu().numpy(),
+        labels=labels,
+        text=reading.text[row],
+        instance_embeds=reading.instance_embeds[row, order].float().cpu().numpy(),
+    )
+
+
+def _without_duplicates(
+    mask_logits: torch.Tensor, order: torch.Tensor, scores: torch.Tensor, largest_iou: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Proposals in `order`, without those that repeat a better one or hold no pixel."""
+    if len(order) == 0:
+        return order, scores
+    inside = (mask_logits[order] > 0).flatten(1).float()
+    area = inside.sum(dim=1)
+    shared = inside @ inside.T
+    iou = (shared / (area[:, None] + area[None] - shared).clamp(min=1)).tolist()
+    kept: list[int] = []
+    for i, size in enumerate(area.tolist()):
+        if size > 0 and all(iou[i][j] <= largest_iou for j in kept):
+            kept.append(i)
+    return order[kept], scores[kept]
+
+
+def name_objects(masks: np.ndarray, text: str, fallback: str) -> list[str]:
+    """A label for each mask: the names written, which go from left to right through the image.
+
+    A single name is every object's; where names run out the last one is repeated; without any name it is `fallback`.
+    """
+    names = [name.strip() for name in text.split(NAME_SEPARATOR) if name.strip() not in ("", NO_OBJECT)] or [fallback]
+    columns = np.arange(masks.shape[-1])
+    centres = [(mask.sum(axis=0) * columns).sum() / max(1, mask.sum()) for mask in masks]
+    labels = [""] * len(masks)
+    for rank, index in enumerate(np.argsort(centres, kind="stable")):
+        labels[index] = names[min(rank, len(names) - 1)]
+    return labels
+
+
+def segment_prompts(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[MaskPrompt],
+    *,
+    max_new_tokens: int = 48,
+    score_threshold: float = 0.5,
+    fallback_threshold: float = 0.3,
+    duplicate_iou: float = 0.7,
+    before_model: Callable[[str], None] | None = None,
+) -> list[FoundObjects]:
+    """`read_masks`, then `select_objects` for each prompt; R prompts give R results."""
+    reading = read_masks(components, encoding, prompts, max_new_tokens=max_new_tokens, before_model=before_model)
+    return [
+        select_objects(
+            reading,
+            row,
+            prompt,
+            components.image_processor,
+            encoding.inputs.placements[prompt.image],
+            score_threshold=score_threshold,
+            fallback_threshold=fallback_threshold,
+            duplicate_iou=duplicate_iou,
+        )
+        for row, prompt in enumerate(prompts)
+    ]

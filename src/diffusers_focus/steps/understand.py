@@ -1,0 +1,149 @@
+"""Writing text: answers to questions, and the names that come before masks.
+
+FOCUS section "Prompts". Rows of a batch are left-padded suffixes on the prefixes of their images; each stops on its own. A row
+that has stopped says nothing more: its further positions are masked out of its cache, so what is fed later (mask slots) follows
+directly on what it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from ..processing.grammar import TokenSampling, text_banned_ids
+from ..processing.vocabulary import FocusVocabulary
+from .encode import Components, FocusImageEncoding
+from .sampling import GREEDY, Generators, draw_ids, is_greedy, uniform_numbers
+from .sequence import FocusContext, PrefixCache, PromptRow, batch_rows, encode_prefix, extend, run_suffixes
+
+
+@dataclass
+class WrittenText:
+    """What R rows wrote.
+
+    Args:
+        ids: of each row, without the id that ended it.
+        ended_by: the stop id that ended each row, -1 where it was cut off.
+        mask: bool [R, positions in the cache], to go on from; all ids are in the cache, the stop ids are not.
+    """
+
+    ids: list[list[int]]
+    ended_by: list[int]
+    mask: torch.Tensor
+
+
+def banned_text_ids(
+    vocabulary: FocusVocabulary, vocab_size: int, device: torch.device | str, *, allow_masks: bool = False
+) -> torch.Tensor:
+    """bool [vocab_size]: everything that is not text, of the mask trigger all but `allow_masks`.
+
+    Beyond `text_banned_ids` these are the image markers, the resolution tags and the unused rows, which the original leaves to
+    training: an answer shown to a user must not hold any of them.
+    """
+    banned = text_banned_ids(vocabulary, vocab_size, device)
+    ids = torch.arange(vocab_size, device=device)
+    banned |= ids >= vocabulary.level1_range[1]
+    for marker in (vocabulary.start_of_image, vocabulary.end_of_image, *vocabulary.resolution_tags):
+        banned |= ids == marker
+    if allow_masks:
+        banned &= ids != vocabulary.mask_trigger
+    return banned
+
+
+def write_text(
+    components: Components,
+    hidden: torch.Tensor,
+    cache: DynamicCache,
+    mask: torch.Tensor,
+    *,
+    banned: torch.Tensor,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    sampling: TokenSampling = GREEDY,
+    generator: Generators = None,
+    on_token: Callable[[], bool] | None = None,
+) -> WrittenText:
+    """Write until every row has stopped.
+
+    Args:
+        hidden: last hidden states [R, T, H] of what was fed last; every row ends at T (left padding).
+        cache, mask: from `run_suffixes`; the cache grows in place.
+        banned: bool [vocab], ids never to write.
+        stop_ids: ids that end a row.
+        max_new_tokens: of each row, the stop id not counted.
+        sampling, generator: how ids are drawn; greedy by default.
+        on_token: called after each step; returning False ends the writing.
+    """
+    table = components.language_model.get_input_embeddings()
+    rows = hidden.shape[0]
+    numbers = None if is_greedy(sampling) else uniform_numbers(rows, max_new_tokens + 1, generator)
+    active = torch.ones(rows, dtype=torch.bool, device=hidden.device)
+    stops = torch.tensor(sorted(stop_ids), device=hidden.device)
+    steps: list[torch.Tensor] = []
+    for step in range(max_new_tokens + 1):
+        logits = components.language_model.lm_head(hidden[:, -1]).float().masked_fill(banned, float("-inf"))
+        ids = draw_ids(logits, sampling, None if numbers is None else numbers[:, step])
+        steps.append(torch.where(active, ids, -1))
+        active = active & ~torch.isin(ids, stops)
+        if step == max_new_tokens or not bool(active.any()):
+            break
+        hidden, mask = extend(components, table(ids)[:, None], cache, mask, active[:, None])
+        if on_token is not None and not on_token():
+            break
+    written = torch.stack(steps, dim=1).tolist()
+    ended_by, kept, stop_set = [], [], set(stop_ids)
+    for row in written:
+        row = [i for i in row if i >= 0]
+        ended_by.append(row[-1] if row[-1] in stop_set else -1)
+        kept.append(row[:-1] if ended_by[-1] >= 0 else row[:max_new_tokens])
+    return WrittenText(kept, ended_by, mask)
+
+
+def answer_prompts(
+    components: Components,
+    encoding: FocusImageEncoding | None,
+    rows: Sequence[PromptRow],
+    prompt_index: Sequence[int],
+    *,
+    task: str,
+    region_tokens: torch.Tensor | None = None,
+    max_new_tokens: int = 128,
+    sampling: TokenSampling = GREEDY,
+    generator: Generators = None,
+    on_token: Callable[[], bool] | None = None,
+) -> list[str]:
+    """Answer R questions about encoded images.
+
+    Args:
+        encoding: the images; None for questions without.
+        rows: R suffixes that end where the answer begins.
+        prompt_index: the prompt (group of images) of the encoding that each row is about.
+        task: of the rows.
+        region_tokens: [regions, H] of all rows, in their order.
+        max_new_tokens, sampling, generator, on_token: see `write_text`.
+
+    Returns:
+        R texts, control tokens left out.
+    """
+    context = FocusContext.of(components)
+    prefix: PrefixCache = encode_prefix(components, context, encoding, task=task)
+    batch = batch_rows(components, rows, region_tokens=region_tokens)
+    hidden, cache, mask = run_suffixes(components, prefix, torch.tensor(prompt_index), batch)
+    vocabulary = context.vocabulary
+    banned = banned_text_ids(vocabulary, components.language_model.config.vocab_size, hidden.device)
+    written = write_text(
+        components,
+        hidden,
+        cache,
+        mask,
+        banned=banned,
+        stop_ids=(vocabulary.end_of_text, vocabulary.pad),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        generator=generator,
+        on_token=on_token,
+    )
+    return [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]

@@ -1,0 +1,136 @@
+"""Writing images: semantic codes, then pixel codes, in raster order, under the grammar and with guidance.
+
+FOCUS section "Visual tokens", decoding after ILLUME+ (arXiv 2504.01934, Apache-2.0), re-implemented for batches. What is known
+beforehand (markers; in a local edit the source's codes outside the edit mask) is never drawn: it is fed in runs, one forward
+each. The unconditional branch of guidance stands in the same batch and the same cache as the conditional one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
+from .encode import Components
+from .sampling import Generators, draw_ids, is_greedy, uniform_numbers
+from .sequence import PrefixCache, PromptRow, batch_rows, extend, run_suffixes
+
+
+def block_template(
+    grammar: VisualTokenGrammar,
+    rows: int,
+    *,
+    codes: tuple[torch.Tensor, torch.Tensor] | None = None,
+    free: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is known of R image blocks before anything is drawn.
+
+    Args:
+        grammar: of the block.
+        rows: R.
+        codes: known codes, int64 semantic [R, h1, w1] and pixel [R, h2, w2]; None where nothing is known.
+        free: bool, of the same shapes: which cells are to be drawn; None draws all.
+
+    Returns:
+        ids int64 [R, L], zero where unknown; draw bool [R, L], True where the id is to be drawn. On the grammar's device.
+    """
+    device = grammar.kinds.device
+    ids = grammar.forced_ids.clamp(min=0).expand(rows, -1).clone()
+    draw = (grammar.kinds != 0).expand(rows, -1).clone()
+    if codes is not None and free is not None:
+        vocabulary = grammar.vocabulary
+        levels = (
+            (grammar.semantic_positions, grammar.semantic_grid, vocabulary.level0_range[0]),
+            (grammar.pixel_positions, grammar.pixel_grid, vocabulary.level1_range[0]),
+        )
+        for (positions, grid, first), known, cells in zip(levels, codes, free):
+            if tuple(known.shape) != (rows, *grid) or tuple(cells.shape) != (rows, *grid):
+                raise ValueError(
+                    f"Known codes {list(known.shape)} and free cells {list(cells.shape)} must be [{rows}, {grid[0]}, "
+                    f"{grid[1]}], the rows and grid of the block. Resample the mask to the token grid first."
+                )
+            ids[:, positions] = known.flatten(1).to(device) + first
+            draw[:, positions] = cells.flatten(1).to(device)
+    return ids, draw
+
+
+def write_codes(
+    components: Components,
+    prefix: PrefixCache,
+    rows: Sequence[PromptRow],
+    prompt_index: Sequence[int],
+    grammar: VisualTokenGrammar,
+    *,
+    unconditional: Sequence[PromptRow] | None = None,
+    guidance_scale: float = 1.0,
+    semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
+    pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    template: tuple[torch.Tensor, torch.Tensor] | None = None,
+    region_tokens: torch.Tensor | None = None,
+    generator: Generators = None,
+    on_token: Callable[[], bool] | None = None,
+) -> torch.Tensor:
+    """Write one image block for each of R prompts.
+
+    Args:
+        prefix: prefixes of the prompts' images.
+        rows: R suffixes that end with the resolution tag.
+        prompt_index: row of the prefix for each suffix.
+        grammar: the block; one grid for the whole batch.
+        unconditional: R suffixes of the unconditional branch; needed where `guidance_scale` is not 1.
+        guidance_scale: scale * (log p_cond - log p_uncond) + log p_uncond.
+        semantic, pixel: how ids of each level are drawn.
+        template: from `block_template`; by default every cell is drawn.
+        region_tokens: [regions, H] of `rows`, in their order.
+        generator: for drawing; unused where both levels are greedy.
+        on_token: called after each drawn position; returning False stops, and cells not yet drawn keep the template's ids.
+
+    Returns:
+        Block ids int64 [R, L]; `grammar.image_codes` turns them into index maps.
+
+    Raises:
+        ValueError: guidance without unconditional prompts.
+    """
+    guided = guidance_scale != 1.0
+    if guided and (unconditional is None or len(unconditional) != len(rows)):
+        raise ValueError(
+            f"guidance_scale={guidance_scale} needs one unconditional prompt for each of the {len(rows)} prompts. Pass them, or "
+            "1.0 for no guidance."
+        )
+    count = len(rows)
+    index = list(prompt_index)
+    batch = batch_rows(
+        components, [*rows, *unconditional] if guided else list(rows), region_tokens=region_tokens, pad="left"
+    )
+    device = batch.mask.device
+    grammar = grammar.to(device)
+    ids, draw = template if template is not None else block_template(grammar, count)
+    ids, draw = ids.to(device).clone(), draw.to(device)
+    positions = draw.any(dim=0).nonzero()[:, 0].tolist()
+    if not positions:
+        return ids
+    numbers = None
+    if not (is_greedy(semantic) and is_greedy(pixel)):
+        # One number for each position, drawn or not: a cell draws the same whatever else is known.
+        numbers = uniform_numbers(count, grammar.length, generator).to(device)
+    first, stop = grammar.first.tolist(), grammar.stop.tolist()
+    modes = grammar.modes.tolist()
+    table = components.language_model.get_input_embeddings()
+    prompt_rows = torch.tensor(index * 2 if guided else index)
+    hidden, cache, mask = run_suffixes(components, prefix, prompt_rows, batch)
+    fed = 0
+    for position in positions:
+        if position > fed:
+            run = ids[:, fed:position]
+            hidden, mask = extend(components, table(run.repeat(2, 1) if guided else run), cache, mask)
+            fed = position
+        logits = components.language_model.lm_head(hidden[:, -1])[:, first[position] : stop[position]]
+        if guided:
+            logits = guide_logits(logits[:count], logits[count:], guidance_scale)
+        sampling = semantic if modes[position] == SEMANTIC_MODE else pixel
+        drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
+        ids[:, position] = torch.where(draw[:, position], drawn, ids[:, position])
+        if on_token is not None and not on_token():
+            break
+    return ids

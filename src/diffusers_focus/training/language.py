@@ -1,0 +1,281 @@
+"""Stages 2-4: the language model, the adapters and the mask predictor on words, masks and visual tokens.
+
+FOCUS section 3: cross-entropy on what the model writes (names and answers, and visual tokens, one head), Dice + BCE on masks,
+and the per-sample classification of proposals by the condition. Every proposal that is matched to an object is supervised,
+whichever object was meant; the condition only selects. That is what the relatives' training lacks, and what lets masks be
+learned from every prompt while words are learned from the selection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..processing.masks import resample_mask
+from ..steps.encode import FocusImageEncoding, encode_tensors, mask_pixels
+from ..steps.sequence import (
+    FocusContext,
+    PrefixCache,
+    batch_rows,
+    condition_states,
+    encode_prefix,
+    run_suffixes,
+    slot_states,
+    suffix_row,
+)
+from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
+from .losses import mask_iou, mask_loss, selection_loss
+from .matcher import match
+from .trainer import StageRecipe
+
+WEIGHTS = {"text": 1.0, "names": 0.5, "codes": 1.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
+OUTSIDE_WEIGHT = 0.1  # cells the source prefills at run time: written too, for reconstruction and for guidance
+
+
+class LanguageObjective:
+    """Joint objective of stages 2, 3 and 4 (without the UNet); `recipe.options["mixture"]` says what is asked."""
+
+    def __init__(self, components: Any, recipe: StageRecipe):
+        self.components, self.recipe = components, recipe
+        self.context = FocusContext.of(components)
+        self.mixture = Mixture(**recipe.options.get("mixture", {}))
+        self.size = recipe.options.get("size", 128)
+        self.slots = components.mask_decoder.config.num_slots
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything the loss runs through; what is trained is the recipe's choice."""
+        names = ("vision_encoder", "language_model", "mask_decoder", "visual_tokenizer")
+        return {name: getattr(self.components, name) for name in names}
+
+    def batch(self, step: int) -> LanguageBatch:
+        """Pictures and prompts of this step."""
+        recipe = self.recipe
+        return draw_batch(self.context.style, self.mixture, recipe.seed, step, recipe.batch_size, size=self.size)
+
+    def loss(self, batch: LanguageBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted sum of the parts that this batch has."""
+        encoding = encode_tensors(self.components, batch.scenes.pixel_values)
+        regions = None
+        if len(batch.regions):
+            vision = encoding.vision
+            regions = self.components.vision_encoder.region_tokens(
+                vision.feature_maps, vision.image_features, batch.regions, batch.region_images
+            )
+        prefix = encode_prefix(self.components, self.context, encoding)
+        losses: dict[str, torch.Tensor] = {}
+        figures: dict[str, float] = {}
+        if batch.texts:
+            self._texts(batch, prefix, regions, losses, figures)
+        if batch.masked:
+            self._masks(batch, encoding, prefix, regions, losses, figures)
+        if batch.codes:
+            self._codes(batch, encoding, prefix, losses, figures)
+        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        figures.update({name: float(value.detach()) for name, value in losses.items()})
+        return total, figures
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def _run(self, prompts, prefix: PrefixCache, regions, rows):
+        offsets = [p.region if getattr(p, "region", None) is not None else 0 for p in prompts]
+        suffixes = batch_rows(self.components, rows, region_tokens=regions, region_offsets=offsets, pad="right")
+        images = torch.tensor([max(p.image, 0) for p in prompts])
+        hidden, _, _ = run_suffixes(self.components, prefix, images, suffixes)
+        return hidden, suffixes
+
+    def _written(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each written token [n], whether it was the first choice [n], and its position mask."""
+        wanted = labels[:, 1:]
+        here = wanted >= 0
+        logits = self.components.language_model.lm_head(hidden[:, :-1][here])
+        entropy = F.cross_entropy(logits.float(), wanted[here], reduction="none")
+        return entropy, (logits.argmax(-1) == wanted[here]), here
+
+    def _texts(self, batch, prefix, regions, losses, figures) -> None:
+        rows = [suffix_row(self.context, p.parts) for p in batch.texts]
+        hidden, suffixes = self._run(batch.texts, prefix, regions, rows)
+        entropy, right, here = self._written(hidden, suffixes.labels)
+        losses["text"] = entropy.mean()
+        correct = torch.ones_like(here)
+        correct[here] = right
+        exact = correct.all(1)
+        kinds: dict[str, list[float]] = {}
+        for prompt, good in zip(batch.texts, exact.tolist(), strict=True):
+            kinds.setdefault(f"q_{prompt.kind}", []).append(good)
+        figures["questions"] = exact.float().mean().item()
+        figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
+
+    # -- masks -----------------------------------------------------------------------------------------------------
+
+    def _masks(self, batch, encoding: FocusImageEncoding, prefix, regions, losses, figures) -> None:
+        count, group = len(batch.masks), self.mixture.masks
+        rows = [suffix_row(self.context, p.parts, num_mask_slots=self.slots) for p in batch.masked]
+        hidden, suffixes = self._run(batch.masked, prefix, regions, rows)
+        entropy, _, _ = self._written(hidden, suffixes.labels)
+        losses["names"] = entropy.mean()
+        conditions, _ = condition_states(hidden, suffixes.conditions)
+        slots = slot_states(hidden, suffixes.mask_slots, self.slots)
+        pixels = mask_pixels(self.components, encoding)
+        out = self.components.mask_decoder.decode(
+            pixels,
+            slots.unflatten(0, (count, group)),
+            conditions.unflatten(0, (count, group)),
+            return_auxiliary=True,
+            dense=False,
+        )
+        coarse = F.avg_pool2d(pixels.mask_features, 2)
+        truths = [self._truth(p, batch) for p in batch.masked]
+        small = [F.interpolate(t[None], size=coarse.shape[-2:], mode="area")[0] for t in truths]
+        logits = torch.einsum("bgnc,bchw->bgnhw", out.mask_embeds, coarse).flatten(0, 1)
+        scores = out.condition_logits.flatten(0, 1)[..., 0]
+        chosen = [self._meant(p, len(t)) for p, t in zip(batch.masked, truths, strict=True)]
+        costs = [_selection_costs(s, c) for s, c in zip(scores.detach(), chosen, strict=True)]
+        pairs = match(logits, small, costs)
+        source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
+        proposals = torch.cat([p for p, _ in pairs])
+        target = torch.cat([small[i][o] for i, (_, o) in enumerate(pairs)])
+        wanted = torch.zeros_like(scores, dtype=torch.float32)
+        wanted[source, proposals] = torch.cat([chosen[i][o] for i, (_, o) in enumerate(pairs)])
+
+        layers = zip(out.auxiliary_embeds, out.auxiliary, strict=True)
+        for (embeds, _), (_, _, earlier) in layers:
+            here = torch.einsum("mc,mchw->mhw", embeds.flatten(0, 1)[source, proposals], coarse[source // group])
+            bce, dice = mask_loss(here, target)
+            _add(losses, "bce", 0.3 * bce)
+            _add(losses, "dice", 0.3 * dice)
+            _add(losses, "select", 0.3 * selection_loss(earlier.flatten(0, 1)[..., 0], wanted))
+        fine = torch.einsum("mc,mchw->mhw", out.mask_embeds.flatten(0, 1)[source, proposals], pixels.mask_features[source // group])
+        full = torch.cat([truths[i][o] for i, (_, o) in enumerate(pairs)])
+        fine = F.interpolate(fine[None].float(), size=full.shape[-2:], mode="bilinear")[0]
+        bce, dice = mask_loss(fine, full)
+        _add(losses, "bce", bce)
+        _add(losses, "dice", dice)
+        _add(losses, "select", selection_loss(scores, wanted))
+        with torch.no_grad():
+            iou = mask_iou(fine, full)
+        quality = out.quality_logits.flatten(0, 1)[source, proposals].float()
+        losses["quality"] = F.binary_cross_entropy_with_logits(quality, iou)
+        self._edit_masks(batch, out, pixels, pairs, chosen, losses, figures)
+        self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
+
+    def _truth(self, prompt: MaskPrompt, batch: LanguageBatch) -> torch.Tensor:
+        """Masks the proposals of a prompt should find: all objects, and the background where it is meant."""
+        masks = batch.masks[prompt.image]
+        if not prompt.background:
+            return masks
+        return torch.cat([masks, 1 - masks.amax(0, keepdim=True)])
+
+    def _meant(self, prompt: MaskPrompt, number: int) -> torch.Tensor:
+        meant = torch.zeros(number)
+        meant[list(prompt.targets)] = 1
+        if prompt.background:
+            meant[-1] = 1
+        return meant
+
+    def _edit_masks(self, batch, out, pixels, pairs, chosen, losses, figures) -> None:
+        """Where pixels may change: the second mask of the proposals that were meant (stage 4)."""
+        embeds = out.edit_embeds.flatten(0, 1)
+        logits, targets = [], []
+        for i, (prompt, (proposals, objects)) in enumerate(zip(batch.masked, pairs, strict=True)):
+            if prompt.change is None:
+                continue
+            meant = proposals[chosen[i][objects] > 0]
+            logits.append(torch.einsum("mc,chw->mhw", embeds[i, meant], pixels.mask_features[prompt.image]))
+            targets.append(prompt.change[None].expand(len(meant), -1, -1))
+        if not logits:
+            return
+        target = torch.cat(targets)
+        predicted = F.interpolate(torch.cat(logits)[None].float(), size=target.shape[-2:], mode="bilinear")[0]
+        bce, dice = mask_loss(predicted, target)
+        losses["edit"] = bce + dice
+        with torch.no_grad():
+            figures["edit_iou"] = mask_iou(predicted, target).mean().item()
+
+    @torch.no_grad()
+    def _mask_figures(self, batch, scores, wanted, iou, source, proposals, figures) -> None:
+        """IoU that the highest-scoring proposal reaches, per kind of prompt with one target."""
+        table = torch.zeros_like(wanted)
+        table[source, proposals] = iou
+        best = scores.argmax(-1)
+        reached = (table * wanted).gather(1, best[:, None])[:, 0]
+        figures["iou"] = iou.mean().item()
+        kinds: dict[str, list[float]] = {}
+        for i, prompt in enumerate(batch.masked):
+            if len(prompt.targets) == 1 and prompt.kind not in ("plural", "edit"):
+                kind = "region" if prompt.region is not None else "referring"
+                kinds.setdefault(f"miou_{kind}", []).append(reached[i].item())
+                if prompt.region is None:
+                    kinds.setdefault(f"r_{prompt.kind}", []).append(reached[i].item())
+        figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
+
+    # -- visual tokens ---------------------------------------------------------------------------------------------
+
+    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, losses, figures) -> None:
+        semantic, pixel = self._all_codes(batch, encoding)
+        grids = semantic.shape[-2:], pixel.shape[-2:]
+        edits = [p for p in batch.codes if p.image >= 0]
+        texts = [p for p in batch.codes if p.image < 0]
+        total, weight = torch.zeros(()), torch.zeros(())
+        for prompts, name in ((edits, "edit_codes"), (texts, "text_codes")):
+            if not prompts:
+                continue
+            rows, weights = [], []
+            for prompt in prompts:
+                inside_s, inside_p = self._inside(prompt, grids)
+                s = torch.where(inside_s, semantic[prompt.target], semantic[max(prompt.image, 0)])
+                p = torch.where(inside_p, pixel[prompt.target], pixel[max(prompt.image, 0)])
+                ids = self.context.vocabulary.image_ids(s, p, with_tag=False)
+                rows.append(suffix_row(self.context, prompt.parts, code_ids=ids.tolist()))
+                weights.append(self._code_weights(inside_s, inside_p))
+            here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
+            hidden, suffixes = self._run(prompts, here_prefix, None, rows)
+            entropy, right, here = self._written(hidden, suffixes.labels)
+            flat = torch.cat([F.pad(w, (0, 1), value=OUTSIDE_WEIGHT) for w in weights])  # and <|im_end|>
+            total, weight = total + (entropy * flat).sum(), weight + flat.sum()
+            inside = flat >= 1
+            figures[name] = entropy.detach()[inside].mean().item()
+            figures[f"{name}_top1"] = right[inside].float().mean().item()
+        losses["codes"] = total / weight
+
+    @torch.no_grad()
+    def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of every target picture; the scenes' own come from the encoding."""
+        count = len(batch.scenes.scenes)
+        tokenizer = self.components.visual_tokenizer
+        features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
+        if len(batch.target_pixels) > count:
+            others = encode_tensors(self.components, batch.target_pixels[count:])
+            features.append(others.vision.fused_features)
+            pixels.append(others.vision.pixel_features)
+        _, semantic, _, _ = tokenizer.encode_semantic(torch.cat(features))
+        _, pixel, _ = tokenizer.quantize_pixels(torch.cat(pixels))
+        return semantic, pixel
+
+    def _inside(self, prompt, grids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which semantic and which pixel cells are written, bool [hs, ws] and [hp, wp]."""
+        if prompt.change is None:
+            return torch.ones(grids[0], dtype=torch.bool), torch.ones(grids[1], dtype=torch.bool)
+        return tuple(resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0 for grid in grids)
+
+    def _code_weights(self, inside_s: torch.Tensor, inside_p: torch.Tensor) -> torch.Tensor:
+        """Weight of each written id: 1 in the region, little outside, markers least (the grammar forces them)."""
+
+        def rows(inside: torch.Tensor) -> torch.Tensor:
+            cells = torch.where(inside, 1.0, OUTSIDE_WEIGHT)
+            return F.pad(cells, (0, 1), value=0.02).flatten()
+
+        mark = torch.full((2,), 0.02)
+        return torch.cat([mark, rows(inside_s), mark, rows(inside_p), mark])
+
+
+def _add(losses: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+    losses[name] = losses[name] + value if name in losses else value
+
+
+def _selection_costs(scores: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:
+    """[N, M]: a proposal the condition selects suits a meant object, and the other way round."""
+    log_p, log_q = F.logsigmoid(scores.float())[:, None], F.logsigmoid(-scores.float())[:, None]
+    return -(log_p * meant + log_q * (1 - meant))

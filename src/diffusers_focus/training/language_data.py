@@ -1,0 +1,267 @@
+"""What stages 2-4 ask about a scene: questions, expressions, region prompts and edits as prompts with their truth.
+
+FOCUS section "Training": captions and questions (stage 2), all of segmentation, editing and generation (stages 3, 4). Several
+prompts share one picture: its encoding and its prefix in the language model are paid once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..data.language import (
+    QUESTION_KINDS,
+    Referral,
+    caption,
+    edit_support,
+    generalized_expressions,
+    questions,
+    reasoning_expressions,
+    referring_expressions,
+    sample_edit,
+)
+from ..data.regions_sampling import REGION_KINDS, region_prompt
+from ..data.world import Rendered, Scene, render
+from ..processing.prompts import (
+    CAPTION,
+    EDIT,
+    GENERATE,
+    GENERATE_RANDOM,
+    INTERACTIVE,
+    RECONSTRUCT,
+    REFERRING,
+    REGION_UNDERSTAND,
+    UNDERSTAND,
+    PromptPart,
+    PromptStyle,
+    build_answer,
+)
+from .batches import SceneBatch, scene_batch, to_pixel_values
+
+NO_TARGET = "nothing"  # what the model writes where no object matches
+
+
+@dataclass
+class TextPrompt:
+    """A prompt answered in words. `region` indexes `LanguageBatch.regions`, None without."""
+
+    image: int
+    parts: list[PromptPart]
+    kind: str
+    region: int | None = None
+
+
+@dataclass
+class MaskPrompt:
+    """A prompt answered with masks.
+
+    Args:
+        image: index of the picture.
+        parts: the suffix with its answer.
+        targets: objects meant; empty for none.
+        kind: kind of expression, "click", "scribble", "box", "mask", or "edit".
+        region: index of its region prompt, None without.
+        change: float [S, S], where the edit changes pixels (edit prompts), None elsewhere.
+        background: the prompt means everything that is no object.
+    """
+
+    image: int
+    parts: list[PromptPart]
+    targets: tuple[int, ...]
+    kind: str
+    region: int | None = None
+    change: torch.Tensor | None = None
+    background: bool = False
+
+
+@dataclass
+class CodePrompt:
+    """A prompt answered with an image.
+
+    Args:
+        image: index of the source picture; -1 for text to image.
+        parts: the suffix with its answer.
+        target: index into `LanguageBatch.target_pixels`.
+        change: float [1, 1, S, S], cells touching it are written, all others are the source's; None writes everything.
+    """
+
+    image: int
+    parts: list[PromptPart]
+    target: int
+    change: torch.Tensor | None = None
+
+
+@dataclass
+class LanguageBatch:
+    """One step's pictures and prompts.
+
+    Args:
+        scenes: B pictures.
+        masks: B float tensors [M_b, S, S], visible masks.
+        regions: float [R, 1, S, S] and their pictures int64 [R].
+        texts, masked, codes: the prompts; `masked` holds the same number for every picture, in picture order.
+        target_pixels: float [T, 3, S, S], pictures the code prompts aim at; the first B are the scenes themselves.
+    """
+
+    scenes: SceneBatch
+    masks: list[torch.Tensor]
+    regions: torch.Tensor
+    region_images: torch.Tensor
+    texts: list[TextPrompt]
+    masked: list[MaskPrompt]
+    codes: list[CodePrompt]
+    target_pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many prompts of each sort a picture gets.
+
+    `edits` and `generations` may be fractions: the share of pictures with one. `dropout` is the share of image prompts
+    swapped for the unconditional prompt (10% in ILLUME+), so that guidance works.
+    """
+
+    questions: int = 8
+    question_kinds: tuple[str, ...] = QUESTION_KINDS
+    referring: int = 3
+    generalized: int = 1
+    regions: int = 2
+    edit_masks: int = 0
+    edits: float = 0.0
+    generations: float = 0.0
+    dropout: float = 0.1
+
+    @property
+    def masks(self) -> int:
+        """Mask prompts of each picture."""
+        return self.referring + self.generalized + self.regions + self.edit_masks
+
+
+@dataclass
+class _Draft:
+    """A batch under construction."""
+
+    style: PromptStyle
+    size: tuple[int, int]
+    regions: list[torch.Tensor] = field(default_factory=list)
+    region_images: list[int] = field(default_factory=list)
+    texts: list[TextPrompt] = field(default_factory=list)
+    masked: list[MaskPrompt] = field(default_factory=list)
+    codes: list[CodePrompt] = field(default_factory=list)
+    targets: list[np.ndarray] = field(default_factory=list)
+
+    def add_region(self, image: int, mask: np.ndarray, kind: str, rng: np.random.Generator) -> int:
+        raster = region_prompt(mask, kind, rng).rasterize(*mask.shape)
+        self.regions.append(torch.from_numpy(raster).float()[None])
+        self.region_images.append(image)
+        return len(self.regions) - 1
+
+
+def draw_batch(
+    style: PromptStyle, mixture: Mixture, seed: int, step: int, batch_size: int, *, size: int = 128
+) -> LanguageBatch:
+    """The pictures and prompts of one step, a function of the arguments alone."""
+    scenes = scene_batch(seed, step, batch_size, size)
+    rng = np.random.default_rng((seed, step, 2))
+    draft = _Draft(style, (size, size))
+    draft.targets = [r.image for r in scenes.rendered]
+    for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):
+        _add_questions(draft, image, scene, rendered, mixture, rng)
+        edit = None
+        if mixture.edit_masks or mixture.edits:
+            edit = sample_edit(scene, rng)
+        _add_masks(draft, image, scene, rendered, mixture, edit, rng)
+        if edit is not None and rng.random() < mixture.edits:
+            _add_edit(draft, image, scene, edit, mixture, rng)
+        if rng.random() < mixture.generations:
+            random = rng.random() < mixture.dropout
+            task, text = (GENERATE_RANDOM, None) if random else (GENERATE, caption(scene))
+            parts = style.suffix(
+                task, text=text, num_images=0, height_width=draft.size, answer=build_answer(task)
+            )
+            draft.codes.append(CodePrompt(-1, parts, image))
+    regions = torch.stack(draft.regions) if draft.regions else torch.zeros(0, 1, size, size)
+    return LanguageBatch(
+        scenes,
+        [torch.from_numpy(r.masks).float() for r in scenes.rendered],
+        regions,
+        torch.tensor(draft.region_images, dtype=torch.long),
+        draft.texts,
+        draft.masked,
+        draft.codes,
+        to_pixel_values(draft.targets),
+    )
+
+
+def names_of(scene: Scene, targets: Sequence[int]) -> str:
+    """The names of objects from left to right, "nothing" for none."""
+    ordered = sorted(targets, key=lambda i: (scene.objects[i].cx, scene.objects[i].cy))
+    return ", ".join(scene.objects[i].name for i in ordered) or NO_TARGET
+
+
+def _add_questions(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, rng) -> None:
+    if not mixture.questions:
+        return
+    for question in questions(scene, rng, mixture.questions, mixture.question_kinds):
+        region = None
+        if question.kind == "region":
+            region = draft.add_region(image, rendered.masks[question.target], str(rng.choice(REGION_KINDS)), rng)
+            parts = draft.style.suffix(REGION_UNDERSTAND, text=question.text, num_regions=1, answer=question.answer)
+        else:
+            task = CAPTION if question.kind == "caption" else UNDERSTAND
+            parts = draft.style.suffix(task, text=question.text, answer=question.answer)
+        draft.texts.append(TextPrompt(image, parts, question.kind, region))
+
+
+def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, edit, rng) -> None:
+    prompts: list[MaskPrompt] = []
+
+    def refer(referral: Referral) -> None:
+        parts = draft.style.suffix(REFERRING, text=referral.text, answer=names_of(scene, referral.targets))
+        prompts.append(MaskPrompt(image, parts, referral.targets, referral.kind))
+
+    wanted = mixture.referring
+    if wanted and rng.random() < 0.15:
+        for referral in reasoning_expressions(scene, rng, 1):
+            refer(referral)
+            wanted -= 1
+    for referral in referring_expressions(scene, rng, wanted) if wanted else []:
+        refer(referral)
+    for referral in generalized_expressions(scene, rng, mixture.generalized) if mixture.generalized else []:
+        refer(referral)
+    if mixture.edit_masks and edit is not None:
+        prompts.append(_edit_mask_prompt(draft, image, scene, edit))
+    while len(prompts) < mixture.masks:  # regions fill up where a scene offers too few expressions
+        target = int(rng.integers(len(scene.objects)))
+        kind = REGION_KINDS[int(rng.integers(len(REGION_KINDS)))]
+        region = draft.add_region(image, rendered.masks[target], kind, rng)
+        parts = draft.style.suffix(INTERACTIVE, num_regions=1, answer=names_of(scene, (target,)))
+        prompts.append(MaskPrompt(image, parts, (target,), kind, region))
+    draft.masked += prompts
+
+
+def _edit_mask_prompt(draft, image: int, scene: Scene, edit) -> MaskPrompt:
+    background = edit.edit_kind == "background"
+    names = "background" if background else names_of(scene, edit.targets)
+    answer = build_answer(EDIT, names, masks=True, codes=False)
+    parts = draft.style.suffix(EDIT, text=edit.instruction, answer=answer)
+    change = torch.from_numpy(edit_support(scene, edit, draft.size[0])).float()
+    return MaskPrompt(image, parts, edit.targets, "edit", change=change, background=background)
+
+
+def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> None:
+    """An edit to write; unconditionally: the source again, asked to reconstruct it (ILLUME+)."""
+    # At run time the region is the model's own estimate, so cells around the true one are written now and then too.
+    support = edit_support(scene, edit, draft.size[0], dilation=int(rng.integers(0, 5)))
+    change = torch.from_numpy(support).float()[None, None]
+    if rng.random() < mixture.dropout:
+        parts = draft.style.suffix(RECONSTRUCT, height_width=draft.size, answer=build_answer(RECONSTRUCT))
+        draft.codes.append(CodePrompt(image, parts, image, change))
+        return
+    answer = build_answer(EDIT)
+    parts = draft.style.suffix(EDIT, text=edit.instruction, height_width=draft.size, answer=answer)
+    draft.targets.append(render(edit.result, draft.size[0]).image)
+    draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change))

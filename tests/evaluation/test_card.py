@@ -1,0 +1,70 @@
+"""The model card says what was measured, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffusers_focus.evaluation.card import FRONT_MATTER, figure_table, write_card
+
+
+def number(value, low, high):
+    return {"value": value, "low": low, "high": high, "count": 10}
+
+
+@pytest.fixture
+def metrics():
+    return {
+        "pipeline": "focus-tiny",
+        "date": "2026-01-02",
+        "settings": {"scenes_per_group": 10, "first_seed": 1000000, "batch_size": 4, "edit_options": {}},
+        "hardware": {"processor": "Abacus", "cores": 2, "threads": 1, "device": "cpu"},
+        "versions": {"diffusers-focus": "1.2.3"},
+        "seconds": 130.0,
+        "groups": {
+            "in": {
+                "scenes": 10,
+                "referring": {"seconds": 1.0, "mIoU": number(0.91234, 0.9, 0.92)},
+                "edits": {
+                    "composited": {"psnr_inside": number(21.26, 20.0, 22.0)},
+                    "kinds": {"remove": {"composited": {"right": number(0.5, 0.25, 0.75)}}},
+                },
+            },
+            "held_out": {"scenes": 10, "referring": {"seconds": 1.0, "mIoU": number(0.5, 0.4, 0.6)}},
+        },
+    }
+
+
+def test_table_has_the_figures_that_were_measured_and_no_others(metrics):
+    lines = figure_table(metrics).splitlines()
+    assert lines == [
+        "| task | measure | new scenes | held-out pairs |",
+        "|---|---|---|---|",
+        "| Referring expressions | mIoU | 91.2 (90.0 to 92.0) | 50.0 (40.0 to 60.0) |",
+        "| Edits | PSNR inside, composited (dB) | 21.3 (20.0 to 22.0) | - |",
+        "| Edits: remove | right, composited | 50.0 (25.0 to 75.0) | - |",
+    ]
+
+
+def test_card_reads_sizes_and_metrics_from_files(metrics, tmp_path):
+    (tmp_path / "vae").mkdir()
+    save_file({"a": torch.zeros(30, 50), "b": torch.zeros(2)}, tmp_path / "vae" / "model.safetensors")
+    index = {"_class_name": "FocusPipeline", "vae": ["diffusers", "AutoencoderKL"], "controlnet": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text = write_card(tmp_path / "metrics.json", None, tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == text
+    assert text.startswith(FRONT_MATTER) and "$" not in text
+    assert "| vae | AutoencoderKL | 1,502 |" in text and "controlnet" not in text
+    assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 threads), in 2 minutes" in text
+
+
+def test_own_template_and_its_mistakes(metrics, tmp_path):
+    assert write_card(metrics, "$name: $count", tmp_path / "card.md") == "focus-tiny: 10"
+    with pytest.raises(ValueError, match=r"asks for \$author; there is \$name"):
+        write_card(metrics, "$author", tmp_path / "card.md")
+    with pytest.raises(ValueError, match="no figures"):
+        write_card({"groups": {}}, None, tmp_path / "card.md")

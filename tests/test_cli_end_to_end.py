@@ -1,0 +1,132 @@
+"""The command line with the published focus-tiny, from a drawn scene to files. Run: pytest tests/test_cli_end_to_end.py
+
+Whether its answers are good is measured elsewhere (`diffusers-focus eval`); here every command has to work.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_focus import cli
+
+PIPELINE = Path(__file__).resolve().parent.parent / "pipelines" / "focus-tiny"
+INDEX = PIPELINE / "model_index.json"
+
+pytestmark = pytest.mark.skipif(not INDEX.is_file(), reason="pipelines/focus-tiny is not published yet")
+
+
+def needs_decoder():
+    """Skip where the published pipeline cannot draw yet."""
+    if json.loads(INDEX.read_text()).get("unet", [None, None])[1] is None:
+        pytest.skip("pipelines/focus-tiny has no unet yet")
+
+
+def status(*argv) -> int:
+    """The exit status of a command line, whoever sets it."""
+    try:
+        return cli.main([str(word) for word in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A drawn scene as the command line writes it: (picture, truth)."""
+    folder = tmp_path_factory.mktemp("world")
+    assert status("world", "--seed", 1_000_000, "-o", folder) == 0
+    return folder / "1000000.png", json.loads((folder / "1000000.json").read_text())
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_ask(scene, capsys):
+    assert status("ask", scene[0], "how many objects are there?", "--pipeline", PIPELINE) == 0
+    assert len(capsys.readouterr().out.split()) >= 1
+
+
+def test_segment_by_words_and_by_click(scene, tmp_path, capsys):
+    item = scene[1]["scene"]["objects"][-1]
+    click = f"{item['cx'] * 128:.0f},{item['cy'] * 128:.0f}"
+    for name, how in (("words", ["the leftmost object"]), ("click", ["--point", click])):
+        target = tmp_path / f"{name}.png"
+        assert status("segment", scene[0], *how, "-o", target, "--pipeline", PIPELINE) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == str(target)
+        assert pixels(target).shape == (128, 128) and set(np.unique(pixels(target))) <= {0, 255}
+
+
+def test_edit_changes_nothing_outside_its_mask(scene, tmp_path):
+    needs_decoder()
+    target, mask = tmp_path / "edit.png", tmp_path / "free.png"
+    argv = ["edit", scene[0], scene[1]["edit"]["instruction"], "-o", target, "--save-mask", mask, "--steps", 4]
+    assert status(*argv, "--pipeline", PIPELINE) == 0
+    before, after, free = pixels(scene[0]), pixels(target), pixels(mask) > 0
+    assert after.shape == before.shape
+    assert (after[~free] == before[~free]).all()
+
+
+def test_generate_is_the_same_for_the_same_seed(tmp_path):
+    needs_decoder()
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        argv = ["generate", "a small red circle, a large blue star", "--steps", 2, "--seed", 3, "-o", file]
+        assert status(*argv, "--pipeline", PIPELINE) == 0
+    assert (pixels(files[0]) == pixels(files[1])).all()
+
+
+def test_eval_writes_what_it_measured(tmp_path):
+    target = tmp_path / "metrics.json"
+    argv = ["eval", "--count", 4, "--tasks", "referring", "click", "questions", "-o", target, "--pipeline", PIPELINE]
+    assert status(*argv) == 0
+    found = json.loads(target.read_text())
+    assert set(found["groups"]) == {"in", "held_out"} and found["pipeline"] == "focus-tiny"
+    for group in found["groups"].values():
+        assert set(group) == {"scenes", "referring", "click", "questions"}
+        assert 0 <= group["referring"]["mIoU"]["value"] <= 1
+
+
+def test_eval_of_edits(tmp_path):
+    needs_decoder()
+    target = tmp_path / "metrics.json"
+    argv = ["eval", "--count", 4, "--groups", "in", "--tasks", "edits", "-o", target, "--pipeline", PIPELINE]
+    assert status(*argv) == 0
+    assert set(json.loads(target.read_text())["groups"]["in"]["edits"]) >= {"composited", "raw", "kinds"}
+
+
+def test_info_in_a_process_of_its_own():
+    code = "import sys; from diffusers_focus.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "info", str(PIPELINE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "language_model" in done.stdout and "total" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ask", "missing.png", "how many objects are there?"],
+        ["ask", "{picture}", ""],
+        ["segment", "{picture}", ""],
+        ["segment", "{picture}", "--point", "500,20"],
+        ["edit", "{picture}", ""],
+        ["edit", "{picture}", "make it blue", "--point", "500,20"],
+        ["eval", "--tasks", "painting"],
+        ["eval", "--groups", "nobody"],
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, scene, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if argv[0] == "edit":
+        needs_decoder()
+    argv = [word.format(picture=scene[0]) for word in argv]
+    assert status(*argv, "--pipeline", PIPELINE) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert list(tmp_path.iterdir()) == []
