@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -24,23 +22,120 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ._base import check_fit
-from ._segment_edit import FocusSegmentEditMixin
+from ._edit import FocusEditMixin
 
-OFFLOAD_SEQUENCE = "vision_encoder->visual_tokenizer->mask_decoder->mask_conditioner->language_model->unet->vae"
-RESERVED = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "controlnet"]
-CALLBACK_TENSORS = ["latents", "token_map", "prompt_embeds", "negative_prompt_embeds"]
+# [width, height] of the sizes that the original UNet's resolution index stands for, in its order.
+RESOLUTION_GROUP = (
+    (1024, 1024), (768, 1024), (1024, 768), (512, 2048), (2048, 512), (640, 1920), (1920, 640), (768, 1536), (1536, 768),
+    (768, 1152), (1152, 768), (512, 512),
+)  # fmt: skip
 
 
-def setup(pipeline: Any, settings: dict[str, Any], **components: Any) -> None:
-    """Register components and settings on a new pipeline and check that they fit each other."""
-    pipeline.register_modules(**components)
-    unknown = sorted(set(settings) - set(pipeline.settings))
-    if unknown:
-        raise TypeError(f"Unknown settings {unknown}; known are {sorted(pipeline.settings)}.")
-    pipeline.register_to_config(**{**pipeline.settings, **settings})
-    pipeline._guidance_scale, pipeline._interrupt, pipeline._num_timesteps = 1.0, False, 0
-    check_fit(pipeline)
+class FocusSegmentEditMixin(FocusEditMixin):
+    """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
+
+    model_cpu_offload_seq = (
+        "vision_encoder->visual_tokenizer->mask_decoder->mask_conditioner->language_model->unet->vae"
+    )
+    _optional_components = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "controlnet"]
+    _callback_tensor_inputs = ["latents", "token_map", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        vision_encoder: FocusVisionEncoder,
+        language_model: Qwen2ForCausalLM,
+        lm_tokenizer: PreTrainedTokenizerBase,
+        visual_tokenizer: FocusVisualTokenizer,
+        mask_decoder: FocusMaskDecoder,
+        mask_conditioner: FocusMaskConditioner,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: KarrasDiffusionSchedulers,
+        image_processor: FocusImageProcessor,
+        tokenizer: CLIPTokenizer | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        controlnet: ControlNetModel | None = None,
+        resolution_group: list | tuple = RESOLUTION_GROUP,
+        score_threshold: float = 0.5,
+        fallback_threshold: float = 0.3,
+        duplicate_iou: float = 0.7,
+        mask_dilation: float = 0.02,
+        mask_feather: float = 0.02,
+        edit_masks_trained: bool = True,
+        edit_regions_trained: bool = False,
+        edit_without_mask: bool = False,
+        num_text_tokens: int = 77,
+        default_num_inference_steps: int = 50,
+        default_guidance_scale: float = 2.0,
+        default_token_guidance_scale: float = 2.0,
+        default_temperature: float = 1.0,
+        default_top_k: int = 2048,
+        default_top_p: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vision_encoder=vision_encoder,
+            language_model=language_model,
+            lm_tokenizer=lm_tokenizer,
+            visual_tokenizer=visual_tokenizer,
+            mask_decoder=mask_decoder,
+            mask_conditioner=mask_conditioner,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            controlnet=controlnet,
+        )
+        self.register_to_config(
+            resolution_group=[list(size) for size in resolution_group],
+            score_threshold=score_threshold,
+            fallback_threshold=fallback_threshold,
+            duplicate_iou=duplicate_iou,
+            mask_dilation=mask_dilation,
+            mask_feather=mask_feather,
+            edit_masks_trained=edit_masks_trained,
+            edit_regions_trained=edit_regions_trained,
+            edit_without_mask=edit_without_mask,
+            num_text_tokens=num_text_tokens,
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+            default_token_guidance_scale=default_token_guidance_scale,
+            default_temperature=default_temperature,
+            default_top_k=default_top_k,
+            default_top_p=default_top_p,
+        )
+        check_fit(self)
 
 
 class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
-    """One model that finds what you refer to and edits exactly that.
+    """Finds what you refer to and edits exactly that; also draws images from descriptions.
+
+    Args:
+        vision_encoder ([`FocusVisionEncoder`]): image -> tokens of the language model, and feature maps.
+        language_model ([`Qwen2ForCausalLM`]): with the visual tokens in its vocabulary.
+        lm_tokenizer ([`Qwen2Tokenizer`]): its tokenizer.
+        visual_tokenizer ([`FocusVisualTokenizer`]): images to discrete codes and back.
+        mask_decoder ([`FocusMaskDecoder`]): mask slots and feature maps -> masks. None where a model cannot segment.
+        mask_conditioner ([`FocusMaskConditioner`]): edit mask -> sequence for the UNet. None where it was not trained with one.
+        unet ([`UNet2DConditionModel`]): SDXL's, with the token embeddings as further input channels.
+        vae ([`AutoencoderKL`]): images to latents and back.
+        scheduler ([`SchedulerMixin`]): any Karras-style scheduler.
+        image_processor ([`FocusImageProcessor`]): images in and out, prompt style and token resolutions.
+        tokenizer, tokenizer_2, text_encoder, text_encoder_2, controlnet: reserved for their meaning in SDXL; not used here.
+        resolution_group: [width, height] of the sizes the UNet was trained on; the place in the list is its condition.
+        score_threshold, fallback_threshold, duplicate_iou: which proposals count, see `steps.segment.select_objects`.
+        mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side.
+        mask_feather: reach of the soft edge of an edit, likewise.
+        edit_masks_trained: whether the mask decoder's edit masks can be used.
+        edit_regions_trained: whether the language model knows edit prompts with regions in them.
+        edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
+        num_text_tokens: zero rows in front of the UNet's sequence, where SDXL has its text.
+        default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
+        default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.
+    """

@@ -1,0 +1,93 @@
+"""Run one stage in a training folder: load what it needs, train, put the trained components back (`diffusers-focus train`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .components import load_components, save_component
+from .stages import NEEDS, build_objective, get_stage
+from .trainer import StageRecipe, Trainer
+
+FIXED = ("name", "objective", "groups", "options")
+
+
+def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> StageRecipe:
+    """Change numbers of a recipe.
+
+    Args:
+        overrides: fields of `StageRecipe` (steps, batch_size, seed, ...), `learning_rate_scale` (multiplies every group's
+            rate), or anything else as an option of the objective.
+    """
+    own = {f.name for f in fields(StageRecipe)}
+    changes: dict[str, Any] = {}
+    options = dict(recipe.options)
+    for name, value in (overrides or {}).items():
+        if name in FIXED:
+            raise ValueError(f"{name!r} is what makes recipe {recipe.name!r}; change its numbers, or write a recipe of your own")
+        if name == "learning_rate_scale":
+            changes["groups"] = tuple(replace(g, learning_rate=g.learning_rate * float(value)) for g in recipe.groups)
+        elif name in own:
+            changes[name] = value
+        else:
+            options[name] = value
+    return replace(recipe, options=options, **changes)
+
+
+def run_stage(
+    stage: str,
+    output_dir: str | Path,
+    *,
+    resume: bool = True,
+    max_minutes: float | None = None,
+    threads: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    progress: bool = True,
+    variant: str = "focus-tiny",
+) -> bool:
+    """Train one stage until its last step or for `max_minutes`; a later call goes on where it stopped.
+
+    Args:
+        stage: a name of `stages.STAGES`.
+        output_dir: the training folder: components of earlier stages are found in it, this stage's end up in it.
+        resume: False starts the stage anew.
+        threads: CPU threads, default torch's own choice.
+        overrides: see `with_overrides`.
+
+    Returns:
+        Whether the stage is complete. Only then its components replace those in the folder.
+
+    Raises:
+        ValueError: unknown stage or override, or a checkpoint that does not fit.
+    """
+    recipe = with_overrides(get_stage(stage), overrides)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1, or leave it out")
+        torch.set_num_threads(threads)
+    root = Path(output_dir)
+    components = load_components(root, NEEDS[recipe.objective], variant, seed=recipe.seed)
+    torch.manual_seed(recipe.seed)
+    objective = build_objective(recipe, components, root)
+    folder = root / "stages" / stage
+    trainer = Trainer(recipe, objective, folder)
+    done = trainer.run(resume=resume, max_minutes=max_minutes, progress=progress)
+    record = {"recipe": asdict(recipe), "step": trainer.step, "seconds": round(trainer.seconds, 1), "complete": done}
+    if done:
+        trainer.use_average()
+        finish = getattr(objective, "finish", None)
+        if finish is not None:
+            record["measured"] = finish()
+        trained = {group.component for group in recipe.groups}
+        for name in NEEDS[recipe.objective]:
+            if name in trained or name in ("lm_tokenizer", "image_processor", "scheduler"):
+                save_component(root, name, getattr(components, name))
+    temporary = folder / "recipe.tmp"
+    temporary.write_text(json.dumps(record, indent=1, default=list))
+    os.replace(temporary, folder / "recipe.json")
+    return done

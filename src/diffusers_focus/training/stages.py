@@ -1,0 +1,245 @@
+"""FOCUS's progressive stages as frozen recipes: what is trained, what is frozen, losses, rates, lengths (paper section 3).
+
+`STAGES` are the runs that make focus-tiny, in order; each fits into about an hour on one core. `PAPER_STAGES` are the paper's
+own numbers for the 3B model, as far as it states them. What differs at tiny size and why: docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from .autoencoder import AutoencoderObjective
+from .diffusion import DecoderObjective
+from .language import JointObjective, LanguageObjective
+from .perception import PerceptionObjective
+from .tokenizer import JointTokenizerObjective, PixelTokenizerObjective, SemanticTokenizerObjective
+from .trainer import CHECKPOINT, Objective, ParameterGroup, StageRecipe
+
+ADAPTERS = ("query_adapter", "vision_projector", "pixel_projector", "region_pooler")
+SEEING = {"questions": 8, "referring": 4, "generalized": 1, "regions": 2}
+EDITING = {"questions": 3, "referring": 2, "generalized": 1, "regions": 1, "edit_masks": 1, "edits": 1.0, "generations": 0.25}
+
+STAGES: dict[str, StageRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        StageRecipe(
+            name="0-vae",
+            objective="autoencoder",
+            groups=(ParameterGroup("vae", 1e-3),),
+            steps=3200,
+            batch_size=16,
+            warmup_steps=50,
+            decay_fraction=0.4,
+            seed=1,
+            options={"crop": 64},
+        ),
+        StageRecipe(
+            name="0-encoders",
+            objective="perception",
+            groups=(
+                ParameterGroup("vision_encoder", 1.2e-3),
+                ParameterGroup("mask_decoder", 1.2e-3),
+                ParameterGroup("heads", 1.2e-3),
+            ),
+            steps=3200,
+            batch_size=16,
+            decay_fraction=0.4,
+            seed=2,
+        ),
+        StageRecipe(
+            name="1a-pixel",
+            objective="pixel_tokenizer",
+            groups=(ParameterGroup("visual_tokenizer", 1e-3, include=("pixel_",)),),
+            steps=2400,
+            batch_size=8,
+            decay_fraction=0.4,
+            seed=3,
+        ),
+        StageRecipe(
+            name="2",
+            objective="see",
+            groups=(
+                ParameterGroup("language_model", 1e-3),
+                ParameterGroup("mask_decoder", 6e-4),
+                ParameterGroup("vision_encoder", 6e-4),
+                ParameterGroup("heads", 6e-4),
+            ),
+            steps=2100,
+            batch_size=8,
+            decay_fraction=0.35,
+            seed=5,
+            options={"mixture": SEEING, "dense_weight": 0.5},
+        ),
+        StageRecipe(
+            name="1a-semantic",
+            objective="semantic_tokenizer",
+            groups=(ParameterGroup("visual_tokenizer", 1e-3, include=("semantic_",)),),
+            steps=600,
+            batch_size=16,
+            decay_fraction=0.4,
+            seed=4,
+        ),
+        StageRecipe(
+            name="1b",
+            objective="decoder",
+            groups=(ParameterGroup("unet", 8e-4),),
+            steps=2000,
+            batch_size=16,
+            seed=7,
+            ema_decay=0.995,
+            options={"semantic_drop": 1.0, "pixel_drop": 0.05},
+        ),
+        StageRecipe(
+            name="3",
+            objective="language",
+            groups=(
+                ParameterGroup("language_model", 6e-4),
+                ParameterGroup("mask_decoder", 4e-4),
+                ParameterGroup("vision_encoder", 4e-4, include=ADAPTERS),
+            ),
+            steps=2000,
+            batch_size=8,
+            decay_fraction=0.4,
+            seed=8,
+            options={"mixture": EDITING},
+        ),
+        StageRecipe(
+            name="4",
+            objective="decoder",
+            groups=(
+                ParameterGroup("unet", 4e-4, include=("attn2", "conv_in")),
+                ParameterGroup("mask_conditioner", 1e-3),
+            ),
+            steps=1000,
+            batch_size=16,
+            seed=9,
+            ema_decay=0.99,
+            options={"edits": 1.0, "pixel_drop": 0.05},
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class PaperStage:
+    """A row of the paper's training table for the 3B model: parameter groups, samples a step, steps or epochs, side lengths."""
+
+    trains: tuple[str, ...]
+    frozen: tuple[str, ...]
+    learning_rates: tuple[tuple[str, float], ...]
+    batch_size: int
+    length: str
+    resolutions: tuple[int, ...]
+    losses: tuple[str, ...]
+
+
+PAPER_STAGES: dict[str, PaperStage] = {
+    "1a": PaperStage(
+        ("pixel encoder", "quantisers", "semantic decoder", "pixel decoder"),
+        ("ViT", "ConvNeXt"),
+        (("semantic", 1e-4), ("pixel", 2e-4)),
+        256,
+        "136k / 28k steps",
+        (256, 512),
+        ("cosine", "L1", "perceptual", "adversarial", "SimVQ"),
+    ),
+    "1b": PaperStage(
+        ("unet",), ("encoders", "codebooks"), (("unet", 2e-5),), 128, "220k-265k steps", (512, 1024), ("L2 denoising",)
+    ),
+    "2": PaperStage(
+        ("projectors", "queries", "gated cross-attention"),
+        ("encoders", "language model", "mask predictor", "unet"),
+        (("adapters", 1e-3),),
+        512,
+        "1 epoch",
+        (256,),
+        ("cross-entropy",),
+    ),
+    "3": PaperStage(
+        ("language model", "adapters", "mask predictor"),
+        ("unet",),
+        (("language model", 2e-5), ("mask predictor", 1e-3)),
+        256,
+        "1 epoch at 256, 2 at 512",
+        (256, 512),
+        ("cross-entropy", "Dice", "BCE", "reconstruction"),
+    ),
+    "4": PaperStage(
+        ("language model", "mask predictor", "unet cross-attention"),
+        ("encoders", "tokenizer", "VAE"),
+        (("language model", 2e-5), ("mask predictor", 2e-6), ("unet", 2e-6)),
+        256,
+        "1 epoch",
+        (512, 1024),
+        ("cross-entropy", "Dice", "BCE", "L2 denoising"),
+    ),
+}
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("vae",),
+    "perception": ("vision_encoder", "mask_decoder", "image_processor"),
+    "pixel_tokenizer": ("visual_tokenizer",),
+    "joint_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
+    "semantic_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
+    "see": ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor"),
+    "language": ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor"),
+    "decoder": ("unet", "vae", "scheduler", "visual_tokenizer", "vision_encoder", "image_processor", "mask_conditioner"),
+}
+"""Objective -> components it is built from."""
+
+
+def get_stage(name: str) -> StageRecipe:
+    """The recipe of that name. Raises ValueError where there is none."""
+    if name not in STAGES:
+        raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> Objective:
+    """The objective of a recipe on loaded components (attributes named in `NEEDS`).
+
+    Args:
+        root: the training folder: the dense part of stage 2 goes on with the heads of stage 0 found there.
+    """
+    size = (recipe.options.get("size", 128),) * 2
+    c = components
+    sizes: dict[str, Any] = {}
+    if hasattr(c, "image_processor"):
+        sizes = {"low_size": c.image_processor.low_size(*size), "high_size": c.image_processor.high_size(*size)}
+
+    def perception() -> PerceptionObjective:
+        return PerceptionObjective(c.vision_encoder, c.mask_decoder, recipe, **sizes)
+
+    def see() -> JointObjective:
+        dense = perception()
+        weights = Path(root) / "stages" / "0-encoders" / CHECKPOINT / "weights.safetensors"
+        if weights.exists():
+            heads = {k.removeprefix("heads."): v for k, v in load_file(weights).items() if k.startswith("heads.")}
+            dense.heads.load_state_dict(heads)
+        parts = {"language": LanguageObjective(c, recipe), "dense": dense}
+        return JointObjective(parts, {"dense": recipe.options.get("dense_weight", 0.5)})
+
+    def first_perception() -> PerceptionObjective:
+        PerceptionObjective.open_gates(c.vision_encoder)
+        return perception()
+
+    builders: dict[str, Callable[[], Any]] = {
+        "autoencoder": lambda: AutoencoderObjective(c.vae, recipe),
+        "perception": first_perception,
+        "pixel_tokenizer": lambda: PixelTokenizerObjective(c.visual_tokenizer, recipe),
+        "joint_tokenizer": lambda: JointTokenizerObjective(
+            c.visual_tokenizer, recipe, vision_encoder=c.vision_encoder, **sizes
+        ),
+        "semantic_tokenizer": lambda: SemanticTokenizerObjective(c.visual_tokenizer, c.vision_encoder, recipe, **sizes),
+        "see": see,
+        "language": lambda: LanguageObjective(c, recipe),
+        "decoder": lambda: DecoderObjective(c, recipe),
+    }
+    if recipe.objective not in builders:
+        raise ValueError(f"recipe {recipe.name!r} has objective {recipe.objective!r}; choose one of {', '.join(builders)}")
+    return builders[recipe.objective]()
