@@ -23,8 +23,8 @@ tags:
 
 # focus-3b
 
-Configurations of FOCUS at the paper's size ([arXiv 2506.16806](https://arxiv.org/abs/2506.16806)); there are no weights in this folder.
-The authors have released none. Parameters, counted on the meta device:
+Configurations of FOCUS at the paper's size ([arXiv 2506.16806](https://arxiv.org/abs/2506.16806)).
+There are no weights in this folder; the authors have released none. Parameters, counted on the meta device:
 
 | component | class | parameters |
 |---|---|---|

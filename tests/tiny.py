@@ -103,9 +103,7 @@ def tiny_components(seed: int = 0) -> dict[str, Any]:
             instance_dim=8,
             norm_groups=4,
         ),
-        "mask_conditioner": FocusMaskConditioner(
-            patch_size=4, code_channels=8, cross_attention_dim=32, hidden_dim=16
-        ),
+        "mask_conditioner": FocusMaskConditioner(patch_size=4, code_channels=8, cross_attention_dim=32, hidden_dim=16),
         "unet": UNet2DConditionModel(
             sample_size=SIZE // 4,
             in_channels=12,

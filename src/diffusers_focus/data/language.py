@@ -514,7 +514,8 @@ def _is_proper(scene: Scene) -> bool:
 def background_rgb(colour: str) -> tuple[int, int, int]:
     """A named colour as a background shows it: channels brought into 60..200."""
     low, high = BACKGROUND_RANGE
-    return tuple(min(high, max(low, channel)) for channel in COLOURS[colour])
+    red, green, blue = (min(high, max(low, channel)) for channel in COLOURS[colour])
+    return red, green, blue
 
 
 def _background_edit(scene: Scene, rng: np.random.Generator) -> Edit:

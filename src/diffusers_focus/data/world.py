@@ -86,7 +86,8 @@ class WorldObject:
     @property
     def rgb(self) -> tuple[int, int, int]:
         """The first tone with the object's offset, clipped to 0..255."""
-        return tuple(min(255, max(0, c + o)) for c, o in zip(COLOURS[self.colour], self.offset))
+        red, green, blue = (min(255, max(0, c + o)) for c, o in zip(COLOURS[self.colour], self.offset))
+        return red, green, blue
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
         "date": metrics["date"],
         "version": metrics["versions"].get("diffusers-focus", "(not installed)"),
         "hardware": _hardware(metrics["hardware"]),
-        "minutes": max(1, round(metrics["seconds"] / 60)),
+        "minutes": max(1, round(float(metrics["seconds"]) / 60)),
     }
     try:
         text = string.Template(TEMPLATE if template is None else template).substitute(facts)

@@ -110,23 +110,22 @@ def expected_calibration_error(confidence: Sequence[float], correct: Sequence[fl
     Raises:
         ValueError: no samples, or a confidence outside [0, 1].
     """
-    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    if len(confidence) == 0 or len(confidence) != len(correct):
+    stated, held = np.asarray(confidence, dtype=np.float32), np.asarray(correct, dtype=np.float32)
+    if len(stated) == 0 or len(stated) != len(held):
         raise ValueError(
-            f"Calibration needs as many outcomes as confidences and at least one, got {len(correct)} and "
-            f"{len(confidence)}."
+            f"Calibration needs as many outcomes as confidences and at least one, got {len(held)} and {len(stated)}."
         )
-    if confidence.min() < 0 or confidence.max() > 1:
+    if stated.min() < 0 or stated.max() > 1:
         raise ValueError(
-            f"Confidences must be in [0, 1], got {confidence.min():g} to {confidence.max():g}; apply a sigmoid first."
+            f"Confidences must be in [0, 1], got {stated.min():g} to {stated.max():g}; apply a sigmoid first."
         )
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    index = np.minimum((stated * bins).astype(int), bins - 1)
     total = 0.0
     for chosen in range(bins):
         inside = index == chosen
         if inside.any():
-            total += abs(float(confidence[inside].sum() - correct[inside].sum()))
-    return total / len(confidence)
+            total += abs(float(stated[inside].sum() - held[inside].sum()))
+    return total / len(stated)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

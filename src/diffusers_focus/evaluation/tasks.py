@@ -190,7 +190,7 @@ class SegmentTask:
             referrals = [asked[index][turn] for index in indices]
             out = pipe.segment(batch.source(pipe, indices), [referral.text for referral in referrals])
             for row, (index, referral) in enumerate(zip(indices, referrals)):
-                truth = batch.drawn[index].masks[list(referral.targets)].any(axis=0)
+                truth = np.asarray(batch.drawn[index].masks[list(referral.targets)].any(axis=0))
                 self.records.append(
                     {
                         "scene": batch.scenes[index].seed,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
 NUM_LEVELS = 3  # scales of the deformable encoder and of the masked attention: strides 32, 16, 8
@@ -28,8 +28,8 @@ class FocusPixelFeatures(BaseOutput):
         multi_scale (`tuple` of 3 `torch.Tensor` of shape `(B, hidden_dim, h_l, w_l)`): strides 32, 16, 8, in order.
     """
 
-    mask_features: torch.Tensor = None
-    multi_scale: tuple[torch.Tensor, ...] = None
+    mask_features: torch.Tensor
+    multi_scale: tuple[torch.Tensor, ...]
 
     def select(self, index: int | slice | Sequence[int] | torch.Tensor) -> FocusPixelFeatures:
         """The features of some images of the batch; an index may repeat. An `int` keeps the batch dimension."""
@@ -81,15 +81,14 @@ def deformable_sample(
     # then runs along whole rows of queries.
     grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
     weights = weights.float().permute(3, 0, 2, 4, 1).flatten(1, 2).unsqueeze(2)
-    output = None
+    parts = []
     for level, (height, width) in enumerate(shapes):
         start = sum(h * w for h, w in shapes[:level])
         maps = value[:, start : start + height * width].permute(0, 2, 3, 1)
         maps = maps.reshape(batch * heads, dim, height, width).float()
         samples = F.grid_sample(maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False)
-        part = (samples * weights[level]).sum(2)
-        output = part if output is None else output + part
-    return output.reshape(batch, heads * dim, queries).transpose(1, 2)
+        parts.append((samples * weights[level]).sum(2))
+    return torch.stack(parts).sum(0).reshape(batch, heads * dim, queries).transpose(1, 2)
 
 
 class LearnedRows(nn.Embedding):

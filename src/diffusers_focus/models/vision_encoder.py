@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import ConvNextBackbone, ConvNextConfig
@@ -492,9 +492,9 @@ class FocusVisionEncoder(ModelMixin, ConfigMixin):
         h = self.pyramid.embeddings(h)
         feature_maps = []
         for stage in self.pyramid.encoder.stages:
-            for layer in stage.downsampling_layer:
+            for layer in stage.downsampling_layer:  # pyright: ignore[reportGeneralTypeIssues]
                 h = layer(h)
-            for layer in stage.layers:
+            for layer in stage.layers:  # pyright: ignore[reportGeneralTypeIssues]
                 if torch.is_grad_enabled() and self.gradient_checkpointing:
                     h = self._gradient_checkpointing_func(layer, h)
                 else:

@@ -227,7 +227,9 @@ def generator_list(generator: Any, rows: int) -> Any:
     """A generator argument: None, one, or a list with one for each result."""
     if isinstance(generator, Sequence) and not isinstance(generator, torch.Generator):
         if len(generator) != rows:
-            raise ValueError(f"{len(generator)} generators were given for {rows} results. Pass one, or one for each result.")
+            raise ValueError(
+                f"{len(generator)} generators were given for {rows} results. Pass one, or one for each result."
+            )
         generator = list(generator)
     for one in generator if isinstance(generator, list) else [generator]:
         if one is not None and not isinstance(one, torch.Generator):

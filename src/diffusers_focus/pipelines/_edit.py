@@ -58,16 +58,18 @@ class FocusEditMixin(FocusSegmentMixin):
 
     # -- editing and generating ------------------------------------------------------------------------------------------
 
-    def edit(self, image: Any, prompt: str | list[str], **kwargs: Any) -> FocusEditOutput | tuple[Any, ...]:
-        """Edit an image: `__call__` with an image and an instruction."""
+    def edit(self, image: Any, prompt: str | list[str], **kwargs: Any) -> Any:
+        """Edit an image: `__call__` with an image and an instruction; returns its `FocusEditOutput`."""
         if image is None:
             raise TypeError("edit needs an image. To draw one from a description use generate(prompt).")
         if prompt is None:
-            raise TypeError("edit needs an instruction. To find an object without changing it use segment(image, target).")
+            raise TypeError(
+                "edit needs an instruction. To find an object without changing it use segment(image, target)."
+            )
         return self(prompt=prompt, image=image, **kwargs)
 
-    def generate(self, prompt: str | list[str], **kwargs: Any) -> FocusEditOutput | tuple[Any, ...]:
-        """Draw an image from a description: `__call__` with a prompt alone."""
+    def generate(self, prompt: str | list[str], **kwargs: Any) -> Any:
+        """Draw an image from a description: `__call__` with a prompt alone; returns its `FocusEditOutput`."""
         if prompt is None:
             raise TypeError("generate needs a description, got None.")
         return self(prompt=prompt, **kwargs)
@@ -141,11 +143,15 @@ class FocusEditMixin(FocusSegmentMixin):
         """
         if prompt is None:
             if image is None:
-                raise ValueError("Neither prompt nor image was given. Pass a description, or an image to segment or edit.")
+                raise ValueError(
+                    "Neither prompt nor image was given. Pass a description, or an image to segment or edit."
+                )
             if mask_image is not None:
                 raise ValueError("mask_image is for edits; without a prompt nothing is edited. Pass a prompt too.")
             return self.segment(image, target, region, return_dict=return_dict)
-        tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        tensor_inputs = (
+            ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        )
         config = self.config
         steps = config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self._check_call(
@@ -159,7 +165,9 @@ class FocusEditMixin(FocusSegmentMixin):
         top_k = config.default_top_k if top_k is None else top_k
         top_p = config.default_top_p if top_p is None else top_p
         drawing = {
-            "guidance_scale": config.default_token_guidance_scale if token_guidance_scale is None else token_guidance_scale,
+            "guidance_scale": config.default_token_guidance_scale
+            if token_guidance_scale is None
+            else token_guidance_scale,
             "semantic": token_sampling(temperature, top_k, top_p),
             "pixel": token_sampling(temperature, 3 * top_k, top_p),
             "before_model": self._wake,
@@ -168,7 +176,9 @@ class FocusEditMixin(FocusSegmentMixin):
         encoding, places, prompts = None, None, []
         if image is None:
             size = self._token_resolution(height, width)
-            descriptions = [text for text in as_list(prompt, "prompt") or [prompt] for _ in range(num_images_per_prompt)]
+            descriptions = [
+                text for text in as_list(prompt, "prompt") or [prompt] for _ in range(num_images_per_prompt)
+            ]
             count = len(descriptions)
             generator = generator_list(generator, count)
             codes = generation_codes(self, descriptions, size, generator=generator, **drawing)
@@ -230,7 +240,9 @@ class FocusEditMixin(FocusSegmentMixin):
                 placement = encoding.inputs.placements[one.image]
                 soft = None
                 if preserve_background:
-                    reach = composite.relative_radius(config.mask_feather, *mask.shape) if mask_blur is None else mask_blur
+                    reach = (
+                        composite.relative_radius(config.mask_feather, *mask.shape) if mask_blur is None else mask_blur
+                    )
                     soft = composite.soft_mask(mask, reach)
                 images.append(
                     composite.composite(encoding.images[one.image], picture, soft, self.image_processor, placement)
@@ -240,7 +252,19 @@ class FocusEditMixin(FocusSegmentMixin):
     # -- parts of a call -------------------------------------------------------------------------------------------------
 
     def _check_call(
-        self, prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, per_prompt, dilation, blur
+        self,
+        prompt,
+        image,
+        target,
+        region,
+        mask_image,
+        steps,
+        strength,
+        output_type,
+        tensor_inputs,
+        per_prompt,
+        dilation,
+        blur,
     ) -> None:
         for text in as_list(prompt, "prompt") or [prompt]:
             check_text(text, "prompt")
@@ -251,9 +275,13 @@ class FocusEditMixin(FocusSegmentMixin):
         if image is None:
             for name, value in (("target", target), ("region", region), ("mask_image", mask_image)):
                 if value is not None:
-                    raise ValueError(f"{name} is about an image, but image is None. Pass the image to edit, or leave {name} out.")
+                    raise ValueError(
+                        f"{name} is about an image, but image is None. Pass the image to edit, or leave {name} out."
+                    )
             if strength != 1.0:
-                raise ValueError("strength is for edits: without an image there are no latents to start from. Leave it out.")
+                raise ValueError(
+                    "strength is for edits: without an image there are no latents to start from. Leave it out."
+                )
         if target is not None and region is not None:
             raise ValueError("Both target and region were given; they say the same in two ways. Pass one of them.")
         check_count(steps, "num_inference_steps")
@@ -290,7 +318,11 @@ class FocusEditMixin(FocusSegmentMixin):
         sizes = [decoded_size(*bucket, scale) for bucket in allowed]
         if (height, width) not in sizes:
             known = ", ".join(f"{h} x {w}" for h, w in sizes)
-            hint = "Leave both out: an edit has the size of its image." if of_image is not None else "Pass one of these, or neither."
+            hint = (
+                "Leave both out: an edit has the size of its image."
+                if of_image is not None
+                else "Pass one of these, or neither."
+            )
             raise ValueError(f"This model renders {known} (height x width) here, got {height} x {width}. {hint}")
         return allowed[sizes.index((height, width))]
 
@@ -395,7 +427,7 @@ class FocusEditMixin(FocusSegmentMixin):
         else:
             latents = noise * self.scheduler.init_noise_sigma
         background = None
-        if source is not None and keep_source:
+        if source is not None and keep_source and latent_mask is not None:
             background = denoise.LatentBackground(source, noise, latent_mask > 0)
 
         token_map = tokens

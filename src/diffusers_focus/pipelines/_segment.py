@@ -51,17 +51,25 @@ class FocusSegmentMixin(FocusPipelineMixin):
         Raises:
             TypeError, ValueError: an argument or a component does not fit.
         """
-        given = [name for name, value in (("target", target), ("region", region), ("classes", classes)) if value is not None]
+        given = [
+            name for name, value in (("target", target), ("region", region), ("classes", classes)) if value is not None
+        ]
         if len(given) != 1:
             raise ValueError(
                 f"Segmenting takes exactly one of target, region and classes, got {' and '.join(given) or 'none of them'}. Call "
                 "it once for each."
             )
         if task not in (None, REFERRING, REASONING):
-            raise ValueError(f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.')
+            raise ValueError(
+                f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.'
+            )
         self._require("segmenting", "mask_decoder", "language_model", "lm_tokenizer")
         check_count(max_new_tokens, "max_new_tokens")
-        nested = target is not None and isinstance(target, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in target)
+        nested = (
+            target is not None
+            and isinstance(target, (list, tuple))
+            and any(isinstance(t, (list, tuple)) for t in target)
+        )
         if target is not None:
             for text in _leaves(target):
                 check_text(text, "target")
@@ -127,7 +135,9 @@ class FocusSegmentMixin(FocusPipelineMixin):
     def _single_images(self, image: Any, what: str) -> FocusImageEncoding:
         encoding = self.encode_image(image)
         if any(number != 1 for number in encoding.counts):
-            raise ValueError(f"{what} takes one image per prompt, got {encoding.counts} images. Pass a flat list of images.")
+            raise ValueError(
+                f"{what} takes one image per prompt, got {encoding.counts} images. Pass a flat list of images."
+            )
         return encoding
 
 

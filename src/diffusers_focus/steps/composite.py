@@ -71,7 +71,11 @@ def place_on_grid(mask: np.ndarray, placement: Placement, size: tuple[int, int],
 
 
 def composite(
-    image: Image.Image, decoded: torch.Tensor, soft: torch.Tensor | None, processor: FocusImageProcessor, placement: Placement
+    image: Image.Image,
+    decoded: torch.Tensor,
+    soft: torch.Tensor | None,
+    processor: FocusImageProcessor,
+    placement: Placement,
 ) -> torch.Tensor:
     """The edited image at the user's size.
 
@@ -96,9 +100,7 @@ def to_output(images: list[torch.Tensor], output_type: str) -> list[Image.Image]
     Arrays and tensors of different sizes come as a list.
     """
     if output_type == "pil":
-        return [
-            Image.fromarray(image.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()) for image in images
-        ]
+        return [Image.fromarray(image.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()) for image in images]
     same = len({tuple(image.shape) for image in images}) == 1
     if output_type == "pt":
         return torch.stack(images) if same else images

@@ -60,6 +60,7 @@ def prepare_timesteps(
     order = getattr(scheduler, "order", 1)
     if strength < 1.0:
         count = num_inference_steps if timesteps is None and sigmas is None else len(scheduler.timesteps)
+        assert count is not None
         kept = min(int(count * strength), count)
         if kept < 1:
             raise ValueError(
@@ -102,7 +103,9 @@ def mask_sequence(
     unet = components.unet
     dim = unet.config.cross_attention_dim
     zeros = torch.zeros(
-        (tokens.shape[0], num_text_tokens, dim if isinstance(dim, int) else dim[0]), device=tokens.device, dtype=unet.dtype
+        (tokens.shape[0], num_text_tokens, dim if isinstance(dim, int) else dim[0]),
+        device=tokens.device,
+        dtype=unet.dtype,
     )
     if latent_mask is None or components.mask_conditioner is None:
         return zeros

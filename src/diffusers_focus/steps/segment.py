@@ -135,9 +135,7 @@ def read_masks(
     conditions, condition_mask = condition_states(hidden, batch.conditions)
 
     trigger = vocabulary.mask_trigger
-    banned = banned_text_ids(
-        vocabulary, components.language_model.config.vocab_size, hidden.device, allow_masks=True
-    )
+    banned = banned_text_ids(vocabulary, components.language_model.config.vocab_size, hidden.device, allow_masks=True)
     written = write_text(
         components,
         hidden,
@@ -178,7 +176,7 @@ def _decode(
     first = torch.tensor([place[row][0] for row in range(len(images))], device=slot_states.device)
     second = torch.tensor([place[row][1] for row in range(len(images))], device=slot_states.device)
     fields = (output.mask_logits, output.edit_logits, output.condition_logits, output.instance_embeds)
-    return tuple(field[first, second] for field in fields)
+    return tuple(field[first, second] for field in fields if field is not None)
 
 
 def select_objects(
@@ -194,18 +192,22 @@ def select_objects(
 ) -> FoundObjects:
     """The objects among one prompt's proposals.
 
-    A proposal counts where its score, the sigmoid of its best condition logit, is above `score_threshold`. Where none is, the
-    best one still counts above `fallback_threshold`, unless the prompt is a list of classes or the model wrote that there is
-    nothing; an expression without a target thus gives no object. Of proposals that overlap by more than `duplicate_iou` the better one stays.
+    The score of a proposal is the sigmoid of its best condition logit. The model has written the names of what it means, so as
+    many objects count as there are names: the best proposals above `fallback_threshold`; none after "nothing". For a list of
+    classes, and where no name was written, every proposal above `score_threshold` counts. Of proposals that overlap by more than
+    `duplicate_iou` the better one stays.
     """
+    names = _names(reading.text[row]) if prompt.task != CLASS else []
     probabilities = reading.condition_logits[row].float().sigmoid()
     scores, classes = probabilities.max(dim=-1)
     scores, order = scores.sort(descending=True)
-    keep = scores > score_threshold
-    if prompt.task != CLASS and reading.text[row] != NO_OBJECT and not bool(keep.any()):
-        keep[0] = scores[0] > fallback_threshold
+    keep = scores > (fallback_threshold if names else score_threshold)
+    if prompt.task != CLASS and reading.text[row] == NO_OBJECT:
+        keep[:] = False
     order, scores = order[keep], scores[keep]
     order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
+    if names:
+        order, scores = order[: len(names)], scores[: len(names)]
 
     height, width = placement.source
     if len(order) == 0:
@@ -217,9 +219,11 @@ def select_objects(
     masks = processor.restore_mask(reading.mask_logits[row, order].float(), placement) > 0
     seen = masks.flatten(1).any(dim=1)
     masks, order, scores = masks[seen], order[seen], scores[seen]
+    assert reading.edit_logits is not None
     edits = processor.restore_mask(reading.edit_logits[row, order].float(), placement) > 0
     found = masks.cpu().numpy()
     if prompt.task == CLASS:
+        assert prompt.text is not None
         labels = [prompt.text[index] for index in classes[order].tolist()]
     else:
         fallback = prompt.text if isinstance(prompt.text, str) else "object"
@@ -251,12 +255,16 @@ def _without_duplicates(
     return order[kept], scores[kept]
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(NAME_SEPARATOR) if name.strip() not in ("", NO_OBJECT)]
+
+
 def name_objects(masks: np.ndarray, text: str, fallback: str) -> list[str]:
     """A label for each mask: the names written, which go from left to right through the image.
 
     A single name is every object's; where names run out the last one is repeated; without any name it is `fallback`.
     """
-    names = [name.strip() for name in text.split(NAME_SEPARATOR) if name.strip() not in ("", NO_OBJECT)] or [fallback]
+    names = _names(text) or [fallback]
     columns = np.arange(masks.shape[-1])
     centres = [(mask.sum(axis=0) * columns).sum() / max(1, mask.sum()) for mask in masks]
     labels = [""] * len(masks)

@@ -17,8 +17,19 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ..processing.prompts import CODES, IMAGE, MASKS, QUERIES, REGION, TEXT, PromptPart, PromptStyle, Segment, encode_prompt
-from ..processing.prompts import get_prompt_style
+from ..processing.prompts import (
+    CODES,
+    IMAGE,
+    MASKS,
+    QUERIES,
+    REGION,
+    TEXT,
+    PromptPart,
+    PromptStyle,
+    Segment,
+    encode_prompt,
+    get_prompt_style,
+)
 from ..processing.vocabulary import FocusVocabulary
 from .encode import Components, FocusImageEncoding
 
@@ -151,7 +162,16 @@ def image_block(
         return torch.cat([tokens, ends.to(tokens.dtype)], dim=2).flatten(1, 2)
 
     return torch.cat(
-        [mark(0), mark(1), rows(vision_tokens), mark(3), mark(4), rows(pixel_tokens.to(vision_tokens.dtype)), mark(5), mark(6)],
+        [
+            mark(0),
+            mark(1),
+            rows(vision_tokens),
+            mark(3),
+            mark(4),
+            rows(pixel_tokens.to(vision_tokens.dtype)),
+            mark(5),
+            mark(6),
+        ],
         dim=1,
     )
 
@@ -174,7 +194,9 @@ def embed_prefix(
     counts = encoding.counts if encoding is not None else (0,) * num_prompts
     blocks = queries = None
     if encoding is not None:
-        blocks = image_block(components, context.vocabulary, encoding.vision.vision_tokens, encoding.vision.pixel_tokens)
+        blocks = image_block(
+            components, context.vocabulary, encoding.vision.vision_tokens, encoding.vision.pixel_tokens
+        )
         queries = encoding.vision.query_tokens
     rows, first = [], 0
     for number in counts:
@@ -185,7 +207,7 @@ def embed_prefix(
             if segment.kind == TEXT:
                 ids = torch.tensor(segment.ids, device=table.weight.device)
                 pieces.append(table(ids))
-            elif segment.kind == IMAGE:
+            elif segment.kind == IMAGE and blocks is not None:
                 pieces.append(blocks[first + (segment.index or 0)])
             elif segment.kind == QUERIES and queries is not None:
                 pieces.append(queries[first + (segment.index or 0)])
@@ -240,7 +262,9 @@ def suffix_row(
         elif segment.kind == CODES:
             _extend(row, list(code_ids), -1, True)
         else:
-            raise ValueError(f"A suffix cannot hold a part of kind {segment.kind!r}; images and queries belong to the prefix.")
+            raise ValueError(
+                f"A suffix cannot hold a part of kind {segment.kind!r}; images and queries belong to the prefix."
+            )
     return row
 
 
@@ -295,7 +319,9 @@ def batch_rows(
     embeds = table(ids.clamp(min=0).to(device))
     if slot_rows:
         if region_tokens is None:
-            raise ValueError(f"The prompts have {len(slot_rows)} region slots but region_tokens is None; pass the tokens.")
+            raise ValueError(
+                f"The prompts have {len(slot_rows)} region slots but region_tokens is None; pass the tokens."
+            )
         embeds = embeds.index_put(
             (torch.tensor(slot_rows, device=device), torch.tensor(slot_positions, device=device)),
             region_tokens[torch.tensor(slot_regions, device=device)].to(embeds.dtype),
@@ -333,7 +359,11 @@ def run_suffixes(
 
 
 def extend(
-    components: Components, embeds: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, new: torch.Tensor | None = None
+    components: Components,
+    embeds: torch.Tensor,
+    cache: DynamicCache,
+    mask: torch.Tensor,
+    new: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Feed further positions to a cache from `run_suffixes`.
 

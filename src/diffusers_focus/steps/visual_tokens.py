@@ -101,7 +101,7 @@ def write_codes(
     count = len(rows)
     index = list(prompt_index)
     batch = batch_rows(
-        components, [*rows, *unconditional] if guided else list(rows), region_tokens=region_tokens, pad="left"
+        components, [*rows, *(unconditional or ())] if guided else list(rows), region_tokens=region_tokens, pad="left"
     )
     device = batch.mask.device
     grammar = grammar.to(device)

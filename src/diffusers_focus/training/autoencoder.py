@@ -36,7 +36,9 @@ class AutoencoderObjective:
             pixels = pixels.flip(-1)
         if self.crop < self.size:  # a convolutional VAE learns as much from crops, and twice the scenes fit in a step
             corners = torch.randint(0, self.size - self.crop + 1, (len(pixels), 2)).tolist()
-            pixels = torch.stack([p[:, y : y + self.crop, x : x + self.crop] for p, (y, x) in zip(pixels, corners, strict=True)])
+            pixels = torch.stack(
+                [p[:, y : y + self.crop, x : x + self.crop] for p, (y, x) in zip(pixels, corners, strict=True)]
+            )
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -45,7 +47,9 @@ class AutoencoderObjective:
         decoded = self.vae.decode(posterior.sample()).sample.float()
         mse = F.mse_loss(decoded, batch)
         l1 = F.l1_loss(decoded, batch)
-        edges = F.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1)) + F.l1_loss(decoded.diff(dim=-2), batch.diff(dim=-2))
+        edges = F.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1)) + F.l1_loss(
+            decoded.diff(dim=-2), batch.diff(dim=-2)
+        )
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         psnr = 10 * torch.log10(4 / mse.detach())
         figures = {"l1": l1.item(), "kl": kl.item(), "psnr": psnr.item()}

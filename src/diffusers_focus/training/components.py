@@ -76,7 +76,9 @@ def build_component(name: str, variant: str = "focus-tiny", *, seed: int = 0) ->
         raise ValueError(f"there is no component {name!r}; choose one of {', '.join(CLASSES)}")
     if name == "lm_tokenizer":
         if VARIANTS[variant] is not TINY:
-            raise ValueError(f"the tokenizer of {variant} comes with the source checkpoint; put it into components/lm_tokenizer")
+            raise ValueError(
+                f"the tokenizer of {variant} comes with the source checkpoint; put it into components/lm_tokenizer"
+            )
         return tiny_tokenizer()
     config = VARIANTS[variant][name]
     torch.manual_seed(seed)

@@ -129,7 +129,9 @@ class DecoderObjective:
         semantic_drop, pixel_drop, map_drop = self.drops
         pixel = self._indices(batch, self._pixel_indices)
         codes = tokenizer.pixel_quantizer.lookup(pixel).movedim(-1, 1)
-        codes = replace_codes(codes, tokenizer.pixel_quantizer.lookup, tokenizer.config.pixel_codebook_size, *self.noise)
+        codes = replace_codes(
+            codes, tokenizer.pixel_quantizer.lookup, tokenizer.config.pixel_codebook_size, *self.noise
+        )
         codes = drop_samples(codes, pixel_drop)
         if semantic_drop >= 1:
             semantic = torch.zeros_like(codes)

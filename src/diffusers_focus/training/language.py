@@ -73,7 +73,7 @@ class LanguageObjective:
             self._masks(batch, encoding, prefix, regions, losses, figures)
         if batch.codes:
             self._codes(batch, encoding, prefix, losses, figures)
-        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        total = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
         figures.update({name: float(value.detach()) for name, value in losses.items()})
         return total, figures
 
@@ -147,7 +147,9 @@ class LanguageObjective:
             _add(losses, "bce", 0.3 * bce)
             _add(losses, "dice", 0.3 * dice)
             _add(losses, "select", 0.3 * selection_loss(earlier.flatten(0, 1)[..., 0], wanted))
-        fine = torch.einsum("mc,mchw->mhw", out.mask_embeds.flatten(0, 1)[source, proposals], pixels.mask_features[source // group])
+        fine = torch.einsum(
+            "mc,mchw->mhw", out.mask_embeds.flatten(0, 1)[source, proposals], pixels.mask_features[source // group]
+        )
         full = torch.cat([truths[i][o] for i, (_, o) in enumerate(pairs)])
         fine = F.interpolate(fine[None].float(), size=full.shape[-2:], mode="bilinear")[0]
         bce, dice = mask_loss(fine, full)
@@ -258,7 +260,8 @@ class LanguageObjective:
         """Which semantic and which pixel cells are written, bool [hs, ws] and [hp, wp]."""
         if prompt.change is None:
             return torch.ones(grids[0], dtype=torch.bool), torch.ones(grids[1], dtype=torch.bool)
-        return tuple(resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0 for grid in grids)
+        semantic, pixel = (resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0 for grid in grids)
+        return semantic, pixel
 
     def _code_weights(self, inside_s: torch.Tensor, inside_p: torch.Tensor) -> torch.Tensor:
         """Weight of each written id: 1 in the region, little outside, markers least (the grammar forces them)."""

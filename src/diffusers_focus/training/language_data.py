@@ -179,9 +179,7 @@ def draw_batch(
         if rng.random() < mixture.generations:
             random = rng.random() < mixture.dropout
             task, text = (GENERATE_RANDOM, None) if random else (GENERATE, caption(scene))
-            parts = style.suffix(
-                task, text=text, num_images=0, height_width=draft.size, answer=build_answer(task)
-            )
+            parts = style.suffix(task, text=text, num_images=0, height_width=draft.size, answer=build_answer(task))
             draft.codes.append(CodePrompt(-1, parts, image))
     regions = torch.stack(draft.regions) if draft.regions else torch.zeros(0, 1, size, size)
     return LanguageBatch(

@@ -105,6 +105,7 @@ class PerceptionObjective:
         had moved to 0.1 at most after 700 steps, with queries that had seen nothing.
         """
         with torch.no_grad():
+            assert vision_encoder.query_adapter is not None
             for layer in vision_encoder.query_adapter.layers:
                 layer.gamma.fill_(1.0)
                 layer.beta.fill_(1.0)
@@ -145,7 +146,9 @@ class PerceptionObjective:
         coarse = F.avg_pool2d(pixels.mask_features, 2)
         small = [F.interpolate(m[None], size=coarse.shape[-2:], mode="area")[0] for m in batch.masks]
         losses: dict[str, torch.Tensor] = {}
-        layers = [(embeds, scores) for (embeds, _), (_, _, scores) in zip(out.auxiliary_embeds, out.auxiliary, strict=True)]
+        layers = [
+            (embeds, scores) for (embeds, _), (_, _, scores) in zip(out.auxiliary_embeds, out.auxiliary, strict=True)
+        ]
         layers.append((out.mask_embeds, out.condition_logits))
         pairs = query_pairs = None
         for index, (embeds, condition_logits) in enumerate(layers):
@@ -153,7 +156,9 @@ class PerceptionObjective:
             mask_logits = torch.einsum("bnc,bchw->bnhw", embeds[:, 0], coarse)
             pairs = match(mask_logits, small, self._word_costs(condition_logits, batch.words))
             final = index == len(layers) - 1
-            if index == 0:  # predicted from the queries alone, before the decoder looks again: what they themselves found
+            if (
+                index == 0
+            ):  # predicted from the queries alone, before the decoder looks again: what they themselves found
                 query_pairs = pairs
             if final:
                 mask_logits = torch.einsum("bnc,bchw->bnhw", embeds[:, 0], pixels.mask_features)
@@ -166,7 +171,7 @@ class PerceptionObjective:
         quality, iou = self._quality(out, mask_logits, pairs, batch)
         losses["quality"] = quality
         weights = {"bce": 5.0, "dice": 5.0, "words": 2.0, "select": 1.0, "query_words": 2.0, "geometry": 4.0}
-        total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+        total = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         figures = {name: float(value.detach()) for name, value in losses.items()}
         figures.update(iou=float(iou), **self._accuracy(out, seen, pairs, query_pairs, batch))
         return total, figures
@@ -208,11 +213,15 @@ class PerceptionObjective:
         return {
             "query_words": word_cross_entropy(logits, words),
             "geometry": F.l1_loss(self.heads["query_geometry"](matched).float(), geometry),
-            "present": F.binary_cross_entropy_with_logits(self.heads["query_present"](queries).float()[..., 0], present),
+            "present": F.binary_cross_entropy_with_logits(
+                self.heads["query_present"](queries).float()[..., 0], present
+            ),
         }
 
     def _dense_losses(self, seen, coarse, batch, small) -> dict[str, torch.Tensor]:
-        dense = torch.stack([(w.T @ m.flatten(1)).view(-1, *m.shape[-2:]) for w, m in zip(batch.words, small, strict=True)])
+        dense = torch.stack(
+            [(w.T @ m.flatten(1)).view(-1, *m.shape[-2:]) for w, m in zip(batch.words, small, strict=True)]
+        )
         pixel = F.binary_cross_entropy_with_logits(self.heads["pixel_words"](coarse).float(), dense.clamp(0, 1))
         grid = seen.vision_features.shape[1:3]
         cells = []
@@ -222,8 +231,12 @@ class PerceptionObjective:
             rows = torch.cat([pairs.flatten(1), words], dim=1)
             cells.append(((cover > 0.06).float().T @ rows).clamp(max=1))
         wanted = torch.stack(cells)
-        low = F.binary_cross_entropy_with_logits(self.heads["low_words"](seen.vision_features).flatten(1, 2).float(), wanted)
-        cell = F.binary_cross_entropy_with_logits(self.heads["cell_words"](seen.image_features).flatten(1, 2).float(), wanted)
+        low = F.binary_cross_entropy_with_logits(
+            self.heads["low_words"](seen.vision_features).flatten(1, 2).float(), wanted
+        )
+        cell = F.binary_cross_entropy_with_logits(
+            self.heads["cell_words"](seen.image_features).flatten(1, 2).float(), wanted
+        )
         region = torch.stack([w[o] for w, o in zip(batch.words, batch.region_objects, strict=True)])
         region_words = word_cross_entropy(self.heads["region_words"](seen.region_tokens), region)
         return {"pixel_words": 4 * pixel, "low_words": 4 * low, "cell_words": 4 * cell, "region_words": region_words}

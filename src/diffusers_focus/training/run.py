@@ -29,7 +29,9 @@ def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> Sta
     options = dict(recipe.options)
     for name, value in (overrides or {}).items():
         if name in FIXED:
-            raise ValueError(f"{name!r} is what makes recipe {recipe.name!r}; change its numbers, or write a recipe of your own")
+            raise ValueError(
+                f"{name!r} is what makes recipe {recipe.name!r}; change its numbers, or write a recipe of your own"
+            )
         if name == "learning_rate_scale":
             changes["groups"] = tuple(replace(g, learning_rate=g.learning_rate * float(value)) for g in recipe.groups)
         elif name in own:

@@ -22,7 +22,15 @@ from .trainer import CHECKPOINT, Objective, ParameterGroup, StageRecipe
 
 ADAPTERS = ("query_adapter", "vision_projector", "pixel_projector", "region_pooler")
 SEEING = {"questions": 8, "referring": 4, "generalized": 1, "regions": 2}
-EDITING = {"questions": 3, "referring": 2, "generalized": 1, "regions": 1, "edit_masks": 1, "edits": 1.0, "generations": 0.25}
+EDITING = {
+    "questions": 3,
+    "referring": 2,
+    "generalized": 1,
+    "regions": 1,
+    "edit_masks": 1,
+    "edits": 1.0,
+    "generations": 0.25,
+}
 
 STAGES: dict[str, StageRecipe] = {
     recipe.name: recipe
@@ -187,8 +195,23 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "joint_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
     "semantic_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
     "see": ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor"),
-    "language": ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor"),
-    "decoder": ("unet", "vae", "scheduler", "visual_tokenizer", "vision_encoder", "image_processor", "mask_conditioner"),
+    "language": (
+        "vision_encoder",
+        "language_model",
+        "lm_tokenizer",
+        "visual_tokenizer",
+        "mask_decoder",
+        "image_processor",
+    ),
+    "decoder": (
+        "unet",
+        "vae",
+        "scheduler",
+        "visual_tokenizer",
+        "vision_encoder",
+        "image_processor",
+        "mask_conditioner",
+    ),
 }
 """Objective -> components it is built from."""
 
@@ -241,5 +264,7 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
         "decoder": lambda: DecoderObjective(c, recipe),
     }
     if recipe.objective not in builders:
-        raise ValueError(f"recipe {recipe.name!r} has objective {recipe.objective!r}; choose one of {', '.join(builders)}")
+        raise ValueError(
+            f"recipe {recipe.name!r} has objective {recipe.objective!r}; choose one of {', '.join(builders)}"
+        )
     return builders[recipe.objective]()

@@ -57,7 +57,11 @@ def code_usage(indices: torch.Tensor, codebook_size: int) -> tuple[float, float]
 
 
 def replace_codes(
-    codes: torch.Tensor, lookup: Callable[[torch.Tensor], torch.Tensor], codebook_size: int, samples: float, tokens: float
+    codes: torch.Tensor,
+    lookup: Callable[[torch.Tensor], torch.Tensor],
+    codebook_size: int,
+    samples: float,
+    tokens: float,
 ) -> torch.Tensor:
     """Replace `tokens` of the tokens in `samples` of the samples by random codes (ILLUME+: 0.1 of 0.1, stage 1b 0.1 of 0.5).
 
@@ -102,7 +106,8 @@ class PixelTokenizerObjective:
 
     Args:
         visual_tokenizer: the tokenizer; groups of the recipe say what of it is trained.
-        recipe: options `size` 128; `crop` (side of random crops, only without semantic codes); `semantic_drop` 1.0 (share of samples without semantic map; 1 needs no vision encoder);
+        recipe: options `size` 128; `crop` (side of random crops, only without semantic codes); `semantic_drop`
+        1.0 (share of samples without semantic map; 1 needs no vision encoder);
             `edge_weight` 0.5 (L1 on differences of neighbouring pixels); `mse_weight` 1; `perceptual_weight` 1 where
             `perceptual` is given; `adversarial_weight` 0 (paper 0.5) and `adversarial_start` 20000; `noise_samples` and
             `noise_tokens` 0 (paper 0.1 and 0.1); `initialize` True sets the initial weights of the pixel branch.
@@ -140,11 +145,15 @@ class PixelTokenizerObjective:
                 "high_size) was given; pass them, or set semantic_drop to 1."
             )
         if self.semantic_drop < 1 and self.crop < self.size:
-            raise ValueError(f"crop={self.crop} needs semantic_drop=1: semantic codes are of whole pictures of {self.size} px.")
+            raise ValueError(
+                f"crop={self.crop} needs semantic_drop=1: semantic codes are of whole pictures of {self.size} px."
+            )
         if options["initialize"]:
             initialize_pixel_branch(visual_tokenizer)
         self.perceptual = PerceptualLoss(perceptual) if perceptual is not None and self.perceptual_weight else None
-        self.discriminator = PatchDiscriminator(options.get("adversarial_width", 64)) if self.adversarial_weight else None
+        self.discriminator = (
+            PatchDiscriminator(options.get("adversarial_width", 64)) if self.adversarial_weight else None
+        )
 
     def modules(self) -> dict[str, nn.Module]:
         """The tokenizer, and where they are used the frozen vision encoder and the discriminator."""
@@ -162,7 +171,9 @@ class PixelTokenizerObjective:
             pixels = pixels.flip(-1)
         if self.crop < self.size and step < MEASURE_FROM:
             corners = torch.randint(0, self.size - self.crop + 1, (len(pixels), 2)).tolist()
-            pixels = torch.stack([p[:, y : y + self.crop, x : x + self.crop] for p, (y, x) in zip(pixels, corners, strict=True)])
+            pixels = torch.stack(
+                [p[:, y : y + self.crop, x : x + self.crop] for p, (y, x) in zip(pixels, corners, strict=True)]
+            )
         return pixels.to(self.tokenizer.device)
 
     def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -173,7 +184,9 @@ class PixelTokenizerObjective:
         noisy = replace_codes(codes, tokenizer.pixel_quantizer.lookup, codebook, *self.noise)
         decoded = tokenizer.decode(self.semantic_codes(batch, codes), noisy).float()
         mse, l1 = F.mse_loss(decoded, batch), F.l1_loss(decoded, batch)
-        edges = F.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1)) + F.l1_loss(decoded.diff(dim=-2), batch.diff(dim=-2))
+        edges = F.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1)) + F.l1_loss(
+            decoded.diff(dim=-2), batch.diff(dim=-2)
+        )
         total = l1 + self.mse_weight * mse + self.edge_weight * edges + vq
         psnr = 10 * torch.log10(4 / mse.detach())
         figures = {"l1": l1.item(), "psnr": psnr.item(), "vq": vq.item(), "codes": code_usage(indices, codebook)[1]}
@@ -294,7 +307,10 @@ class SemanticTokenizerObjective:
 
 @torch.no_grad()
 def fused_features(
-    vision_encoder: FocusVisionEncoder, pixel_values: torch.Tensor, low_size: tuple[int, int], high_size: tuple[int, int]
+    vision_encoder: FocusVisionEncoder,
+    pixel_values: torch.Tensor,
+    low_size: tuple[int, int],
+    high_size: tuple[int, int],
 ) -> torch.Tensor:
     """E' [B, hs, ws, Dv] of pictures [B, 3, H, W] in [-1, 1]: what the semantic branch quantises."""
     return vision_encoder(*make_inputs(pixel_values, low_size, high_size)).fused_features

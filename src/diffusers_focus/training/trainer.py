@@ -154,7 +154,10 @@ class Trainer:
         self.groups = select_parameters(self.modules, recipe.groups)
         self.parameters = {name: p for _, chosen in self.groups for name, p in chosen.items()}
         optimizer = torch.optim.AdamW(
-            [{"params": list(chosen.values()), "lr": g.learning_rate, "base_lr": g.learning_rate} for g, chosen in self.groups],
+            [
+                {"params": list(chosen.values()), "lr": g.learning_rate, "base_lr": g.learning_rate}
+                for g, chosen in self.groups
+            ],
             betas=recipe.betas,
             weight_decay=0.0,
             fused=True,
@@ -171,7 +174,9 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         folder = self.directory / f".{CHECKPOINT}.new"
         folder.mkdir(exist_ok=True)
-        save_file({n: p.detach().cpu().contiguous() for n, p in self.parameters.items()}, folder / "weights.safetensors")
+        save_file(
+            {n: p.detach().cpu().contiguous() for n, p in self.parameters.items()}, folder / "weights.safetensors"
+        )
         if self.average:
             save_file({n: p.cpu().contiguous() for n, p in self.average.items()}, folder / "average.safetensors")
         buffers = {
@@ -257,7 +262,8 @@ class Trainer:
         if self.average:
             decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+                for name, value in self.average.items():
+                    value.lerp_(self.parameters[name], 1 - decay)
         self.step += 1
         return {"loss": loss.item(), "grad_norm": float(norm), **figures}
 
@@ -271,7 +277,9 @@ class Trainer:
         log = _Log(self.directory / "log.csv", self.step)
         started, saved = time.monotonic(), time.monotonic()
         earlier, window = self.seconds, []
-        bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.recipe.name, disable=not progress, mininterval=5)
+        bar = tqdm(
+            total=self.recipe.steps, initial=self.step, desc=self.recipe.name, disable=not progress, mininterval=5
+        )
         while self.step < self.recipe.steps:
             window.append(self.train_step())
             self.seconds = earlier + time.monotonic() - started
@@ -280,7 +288,9 @@ class Trainer:
                 keys = {k for row in window for k in row}
                 mean = {k: float(np.mean([r[k] for r in window if k in r])) for k in sorted(keys)}
                 log.write({"step": self.step, "seconds": round(self.seconds, 1), **mean})
-                bar.set_postfix({k: f"{mean[k]:.4g}" for k in sorted(mean, key=lambda k: k != "loss")[:6]}, refresh=False)
+                bar.set_postfix(
+                    {k: f"{mean[k]:.4g}" for k in sorted(mean, key=lambda k: k != "loss")[:6]}, refresh=False
+                )
                 window = []
             if time.monotonic() - saved > 60 * self.recipe.save_every_minutes:
                 self.save_checkpoint()

@@ -1,0 +1,98 @@
+"""Losses against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_focus.training.losses import (
+    PatchDiscriminator,
+    PerceptualLoss,
+    cosine_loss,
+    dice_loss,
+    hinge_loss,
+    mask_iou,
+    mask_loss,
+    selection_loss,
+)
+
+LOG3 = math.log(3.0)  # sigmoid(log 3) = 3/4
+
+
+def test_dice_by_hand():
+    logits = torch.tensor([[LOG3, -LOG3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    targets = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    # Row 0: overlap 3/4 + 1/2, sums 3/4 + 1/4 + 1/2 + 1/2 = 2 and 2. Row 1: nothing to find, two pixels' worth predicted.
+    expected = [1 - (2 * 1.25 + 1) / (2 + 2 + 1), 1 - 1 / (2 + 0 + 1)]
+    assert dice_loss(logits, targets).tolist() == pytest.approx(expected)
+
+
+def test_mask_loss_by_hand():
+    logits = torch.tensor([[[LOG3, -LOG3]]])
+    bce, dice = mask_loss(logits, torch.tensor([[[1.0, 1.0]]]))
+    assert bce.item() == pytest.approx((-math.log(0.75) - math.log(0.25)) / 2)
+    assert dice.item() == pytest.approx(1 - (2 * 1.0 + 1) / (1 + 2 + 1))
+
+
+def test_no_matched_mask_costs_nothing_and_keeps_the_graph():
+    logits = torch.zeros(0, 4, 4, requires_grad=True)
+    bce, dice = mask_loss(logits, torch.zeros(0, 4, 4))
+    (bce + dice).backward()
+    assert bce.item() == dice.item() == 0
+
+
+def test_selection_weighs_the_positives_like_the_negatives():
+    logits = torch.zeros(1, 4)
+    # One positive of four weighs 3: (3 + 3) * log 2 / 4.
+    assert selection_loss(logits, torch.tensor([[1.0, 0, 0, 0]])).item() == pytest.approx(6 / 4 * math.log(2))
+    # Never below 1, and a row without positives is plain.
+    assert selection_loss(logits, torch.ones(1, 4)).item() == pytest.approx(math.log(2))
+    assert selection_loss(logits, torch.zeros(1, 4)).item() == pytest.approx(math.log(2))
+
+
+def test_selection_leaves_out_rows_that_do_not_count():
+    logits = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
+    targets = torch.zeros(2, 2)
+    valid = torch.tensor([True, False])
+    assert selection_loss(logits, targets, valid).item() == pytest.approx(math.log(2))
+    assert selection_loss(logits, targets, torch.tensor([False, False])).item() == 0
+
+
+def test_iou_by_hand():
+    logits = torch.tensor([[[1.0, 1.0, -1.0, -1.0]], [[-1.0, -1.0, -1.0, -1.0]]])
+    targets = torch.tensor([[[1.0, 0.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    assert mask_iou(logits, targets).tolist() == pytest.approx([1 / 3, 0.0])
+
+
+def test_cosine_loss_sees_directions_only():
+    target = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert cosine_loss(5 * target, target).item() == pytest.approx(0.0, abs=1e-6)
+    assert cosine_loss(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), target).item() == pytest.approx(0.5)
+
+
+def test_perceptual_loss_compares_directions_of_features_and_teaches_the_prediction_only():
+    def features(x):
+        return [x, F.avg_pool2d(x, 2)]
+
+    loss = PerceptualLoss(features)
+    target = torch.rand(2, 3, 4, 4, requires_grad=True)
+    assert loss(2 * target.detach(), target).item() == pytest.approx(0.0, abs=1e-6)
+    predicted = torch.rand(2, 3, 4, 4, requires_grad=True)
+    value = loss(predicted, target)
+    value.backward()
+    assert value > 0 and predicted.grad is not None and target.grad is None
+    # Opposite unit vectors are at squared distance 4 at either scale.
+    ones = torch.ones(1, 3, 4, 4)
+    assert loss(-ones, ones).item() == pytest.approx(8.0)
+
+
+def test_hinge_by_hand():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert hinge_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5) / 2 + (0 + 1) / 2))
+
+
+def test_discriminator_judges_patches():
+    assert PatchDiscriminator(width=8, layers=2)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 6, 6)
