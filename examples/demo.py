@@ -135,8 +135,13 @@ def main() -> int:
         edited = pipe.edit(seen, prompt, generator=generator, **options).images[0]
         edited.save(folder / "edited.png")
         print(f"edited: {prompt}")
-        strip.append(edited)
-        captions.append(prompt)
+        if pipe.config.images_trained:
+            strip.append(edited)
+            captions.append(prompt)
+        else:
+            print(
+                "  (this checkpoint was not trained to write images yet: the place is its answer, the content is not)"
+            )
         clock.lap("edit")
     contact_sheet(strip, captions=captions, cell=256).save(folder / "contact_sheet.png")
     print(f"peak memory {peak_memory()}; see {folder / 'contact_sheet.png'}")

@@ -3,6 +3,7 @@
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
+           make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
 Hours:     about 5 core-hours for all stages; every stage takes less than an hour and can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
@@ -27,6 +28,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", metavar="DIR", default=str(ROOT / "runs" / "focus-tiny"), help="training folder")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", default=list(ORDER), help="default: %(default)s")
+    parser.add_argument(
+        "--init", metavar="DIR", help="pipeline folder whose components fill what the training folder lacks"
+    )
     parser.add_argument("--threads", type=int, default=None, metavar="N")
     parser.add_argument("--publish-only", action="store_true", help="train nothing, publish what the folder holds")
     parser.add_argument("--output", metavar="DIR", default=str(ROOT / "pipelines" / "focus-tiny"))
@@ -41,6 +45,18 @@ def train(stages: list[str], runs: str, threads: int | None) -> None:
         run_stage(stage, runs, threads=threads)
 
 
+def adopt(pipeline: str | Path, runs: str | Path) -> None:
+    """Copy the components of a published pipeline that the training folder does not have: to train it further."""
+    from diffusers_focus.training.components import CLASSES
+
+    for name in CLASSES:
+        source, target = Path(pipeline) / name, Path(runs) / "components" / name
+        if not source.is_dir():
+            raise ValueError(f"{pipeline} has no component {name}; --init takes the folder of a whole pipeline")
+        if not target.exists():
+            shutil.copytree(source, target)
+
+
 def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipes" / "focus-tiny") -> Path:
     """Write the pipeline folder in float16, and the logs beside the recipe; the old folder stays until the new is whole."""
     import torch
@@ -51,10 +67,12 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
 
     runs, output = Path(runs), Path(output)
     components = vars(load_components(runs))
+    writes_images = (runs / "stages" / "3" / "recipe.json").exists()
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
-        edit_masks_trained=(runs / "stages" / "3" / "recipe.json").exists(),
+        edit_masks_trained=writes_images,
+        images_trained=writes_images,
         default_num_inference_steps=12,
         default_guidance_scale=1.5,
         default_token_guidance_scale=1.0,
@@ -87,6 +105,8 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
 def main() -> None:
     """Train, then publish."""
     options = arguments()
+    if options.init:
+        adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads)
     print(publish(options.runs, options.output))

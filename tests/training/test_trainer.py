@@ -21,6 +21,7 @@ from diffusers_focus.training.trainer import (
     select_parameters,
     shortened,
 )
+
 from tests.tiny import SIZE, tiny_components
 
 RECIPE = StageRecipe(
@@ -64,9 +65,12 @@ def vae_trainer(folder, recipe: StageRecipe = RECIPE, seed: int = 0, **arguments
 
 def perception_trainer(folder, recipe: StageRecipe, seed: int = 0, **arguments) -> Trainer:
     parts = tiny_components(seed)
-    objective = PerceptionObjective(
-        parts["vision_encoder"], parts["mask_decoder"], recipe, low_size=(56, 56), high_size=(SIZE, SIZE)
-    )
+    encoder, decoder = parts["vision_encoder"], parts["mask_decoder"]
+    encoder = type(encoder).from_config(
+        encoder.config, num_query_tokens=8
+    )  # as many queries as slots, and enough for a scene
+    decoder = type(decoder).from_config(decoder.config, num_slots=8)
+    objective = PerceptionObjective(encoder, decoder, recipe, low_size=(56, 56), high_size=(SIZE, SIZE))
     return Trainer(recipe, objective, folder, cpu=True, **arguments)
 
 

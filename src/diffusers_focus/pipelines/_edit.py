@@ -158,6 +158,11 @@ class FocusEditMixin(FocusSegmentMixin):
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
             mask_dilation, mask_blur,
         )  # fmt: skip
+        if not config.images_trained:
+            logger.warning(
+                "The language model of this checkpoint was not trained to write images: where an edit goes is its answer, what it "
+                "puts there means nothing yet."
+            )
         self._guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
         self._interrupt = False
         device = self._execution_device

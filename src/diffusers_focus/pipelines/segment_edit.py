@@ -66,6 +66,7 @@ class FocusSegmentEditMixin(FocusEditMixin):
         edit_masks_trained: bool = True,
         edit_regions_trained: bool = False,
         edit_without_mask: bool = False,
+        images_trained: bool = True,
         num_text_tokens: int = 77,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 2.0,
@@ -102,6 +103,7 @@ class FocusSegmentEditMixin(FocusEditMixin):
             edit_masks_trained=edit_masks_trained,
             edit_regions_trained=edit_regions_trained,
             edit_without_mask=edit_without_mask,
+            images_trained=images_trained,
             num_text_tokens=num_text_tokens,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
@@ -135,6 +137,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
+        images_trained: whether the language model was trained to write images; without it, edits and generations come with a
+            warning.
         num_text_tokens: zero rows in front of the UNet's sequence, where SDXL has its text.
         default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
         default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.

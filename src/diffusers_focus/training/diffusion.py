@@ -62,6 +62,10 @@ class DecoderObjective:
         self.drops = (options.get("semantic_drop", 0.1), options.get("pixel_drop", 0.1), options.get("map_drop", 0.05))
         self.mask_drop = options.get("mask_drop", 0.1)
         self.resolution_index = float(options.get("resolution_index", 0))
+        if self.drops[0] >= 1:  # input channels that are never seen must not act when they are
+            code_width = components.visual_tokenizer.config.code_dim
+            with torch.no_grad():
+                components.unet.conv_in.weight[:, components.vae.config.latent_channels :][:, :code_width] = 0
         config = components.scheduler.config
         # The sampler's own betas, seen as the diffusion process they discretise.
         self.process = DDPMScheduler(

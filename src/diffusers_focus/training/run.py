@@ -41,6 +41,13 @@ def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> Sta
     return replace(recipe, options=options, **changes)
 
 
+def _is_complete(record: Path, steps: int) -> bool:
+    if not record.exists():
+        return False
+    content = json.loads(record.read_text())
+    return bool(content["complete"]) and content["step"] >= steps
+
+
 def run_stage(
     stage: str,
     output_dir: str | Path,
@@ -73,6 +80,8 @@ def run_stage(
             raise ValueError(f"threads is {threads}; it must be at least 1, or leave it out")
         torch.set_num_threads(threads)
     root = Path(output_dir)
+    if resume and _is_complete(root / "stages" / stage / "recipe.json", recipe.steps):
+        return True  # its components may have been trained further since; the old checkpoint must not replace them
     components = load_components(root, NEEDS[recipe.objective], variant, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
     objective = build_objective(recipe, components, root)
