@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -164,7 +165,8 @@ def tiny_pipeline(cls: Any = None, **changes: Any) -> Any:
     """A pipeline of test size without progress bars; `changes` are components or settings."""
     if cls is None:
         from diffusers_focus.pipelines.focus import FocusPipeline as cls  # noqa: N813
-    pipe = cls(**{**tiny_components(), **SETTINGS, **changes})
+    accepted = inspect.signature(cls.__init__).parameters
+    pipe = cls(**{k: v for k, v in {**tiny_components(), **SETTINGS}.items() if k in accepted} | changes)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -203,12 +204,18 @@ def edit_mask(value: Any, size: tuple[int, int]) -> np.ndarray | None:
         return None
     if isinstance(value, Image.Image):
         value = value.convert("L")
-    mask = value if isinstance(value, Mask) else Mask(value)
-    return mask.rasterize(*size)
+    try:
+        mask = value if isinstance(value, Mask) else Mask(value)
+        return mask.rasterize(*size)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"mask_image cannot be used. {error}") from error
 
 
 def token_sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> TokenSampling:
     """How ids are drawn; a temperature of None or 0 takes the likeliest."""
+    check_numbers(temperature=temperature, top_p=top_p)
+    if top_k is not None:
+        check_count(top_k, "top_k", least=0)
     if temperature is None or temperature == 0:
         return GREEDY
     return TokenSampling(float(temperature), int(top_k or 0), 1.0 if top_p is None else float(top_p))
@@ -221,6 +228,17 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
     return int(value)
+
+
+def check_numbers(**values: Any) -> None:
+    """Finite real numbers, or None where the pipeline's own value is meant."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 def generator_list(generator: Any, rows: int) -> Any:

@@ -19,7 +19,17 @@ from ..processing.grids import decoded_size, latent_grid
 from ..steps import composite, denoise
 from ..steps.editing import EditPlace, EditPrompt, edit_codes, edit_place, generation_codes
 from ..steps.sampling import Generators
-from ._base import as_list, check_count, check_text, edit_mask, generator_list, region_masks, spread, token_sampling
+from ._base import (
+    as_list,
+    check_count,
+    check_numbers,
+    check_text,
+    edit_mask,
+    generator_list,
+    region_masks,
+    spread,
+    token_sampling,
+)
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusImageEncoding, FocusSegmentOutput
 
@@ -152,6 +162,22 @@ class FocusEditMixin(FocusSegmentMixin):
         tensor_inputs = (
             ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         )
+        check_numbers(
+            guidance_scale=guidance_scale,
+            mask_guidance_scale=mask_guidance_scale,
+            token_guidance_scale=token_guidance_scale,
+            strength=strength,
+            eta=eta,
+        )
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise TypeError(
+                f"latents must be a torch tensor, got {type(latents).__name__}. Leave it out to draw noise."
+            )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(
+                f"callback_on_step_end must be a function, got {type(callback_on_step_end).__name__}. It is called as "
+                "callback(pipe, step, timestep, tensors)."
+            )
         config = self.config
         steps = config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self._check_call(

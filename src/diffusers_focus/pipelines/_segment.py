@@ -10,7 +10,7 @@ import torch
 
 from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
 from ..steps.segment import FoundObjects, MaskPrompt, segment_prompts
-from ._base import FocusPipelineMixin, check_count, check_text, region_masks, spread
+from ._base import FocusPipelineMixin, check_count, check_numbers, check_text, region_masks, spread
 from .outputs import FocusImageEncoding, FocusSegmentOutput
 
 
@@ -65,6 +65,7 @@ class FocusSegmentMixin(FocusPipelineMixin):
             )
         self._require("segmenting", "mask_decoder", "language_model", "lm_tokenizer")
         check_count(max_new_tokens, "max_new_tokens")
+        check_numbers(score_threshold=score_threshold, fallback_threshold=fallback_threshold)
         nested = (
             target is not None
             and isinstance(target, (list, tuple))

@@ -77,7 +77,7 @@ STAGES: dict[str, StageRecipe] = {
                 ParameterGroup("vision_encoder", 6e-4),
                 ParameterGroup("heads", 6e-4),
             ),
-            steps=2100,
+            steps=1720,
             batch_size=8,
             decay_fraction=0.35,
             seed=5,
@@ -123,11 +123,11 @@ STAGES: dict[str, StageRecipe] = {
                 ParameterGroup("unet", 4e-4, include=("attn2", "conv_in")),
                 ParameterGroup("mask_conditioner", 1e-3),
             ),
-            steps=1000,
+            steps=650,
             batch_size=16,
             seed=9,
             ema_decay=0.99,
-            options={"edits": 1.0, "pixel_drop": 0.05},
+            options={"edits": 1.0, "semantic_drop": 1.0, "pixel_drop": 0.05},
         ),
     )
 }
