@@ -7,7 +7,7 @@
 #   make check                                                    lint, format, types, import direction
 #   make format                                                   let ruff repair what it can
 #   make tiny   [ARGS="..."]                                      train focus-tiny from nothing
-#   make bench  [ARGS="..."]                                      measure focus-tiny on held-out scenes
+#   make bench  [ARGS="..."]                                      measure time and memory of focus-tiny
 #   make clean                                                    remove .venv and caches
 PYTHON ?= python3
 VENV := .venv

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import re
 import statistics
 import sys
@@ -213,6 +214,7 @@ def main() -> int:
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
+    logging.getLogger("diffusers_focus").setLevel(logging.ERROR)  # what an edit means is no matter here
     pipe = FocusPipeline.from_pretrained(args.pipeline).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     result = {

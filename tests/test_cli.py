@@ -131,6 +131,7 @@ def test_info_counts_parameters_from_the_headers(tmp_path, capsys):
     (tmp_path / "vae").mkdir()
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(2)}, tmp_path / "vae" / "weights.safetensors")
     index = {"_class_name": "FocusPipeline", "vae": ["diffusers", "AutoencoderKL"], "controlnet": [None, None], "n": 1}
+    index["resolution_group"] = [[64, 64]]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert status("info", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -69,7 +69,7 @@ def _scribble(text: str) -> list[tuple[float, ...]]:
 def _override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not (key and sign):
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE such as learning_rate=1e-3, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE such as learning_rate_scale=0.5, got {text!r}")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -318,12 +318,14 @@ def _load(args: argparse.Namespace) -> Any:
 def _load_folder(folder: str, device: str = "cpu", dtype: str = "float32") -> Any:
     import torch
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from . import FocusPipeline
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     pipe = FocusPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     try:
@@ -500,7 +502,8 @@ def _info(args: argparse.Namespace) -> None:
     print(f"{'component':<18}{'class':<28}{'parameters':>14}{'MB':>10}")
     total, size = 0, 0
     for name, entry in index.items():
-        if not isinstance(entry, list) or name.startswith("_") or entry[1] is None:
+        # A setting may be a list too, such as resolution_group.
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
             continue
         part = folder / name
         weights = sorted(part.glob("*.safetensors"))

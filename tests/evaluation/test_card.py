@@ -53,13 +53,22 @@ def test_card_reads_sizes_and_metrics_from_files(metrics, tmp_path):
     (tmp_path / "vae").mkdir()
     save_file({"a": torch.zeros(30, 50), "b": torch.zeros(2)}, tmp_path / "vae" / "model.safetensors")
     index = {"_class_name": "FocusPipeline", "vae": ["diffusers", "AutoencoderKL"], "controlnet": [None, None]}
+    index["resolution_group"] = [[128, 128]]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     text = write_card(tmp_path / "metrics.json", None, tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == text
     assert text.startswith(FRONT_MATTER) and "$" not in text
+    assert "**Trained:** asking, segmenting, editing and drawing." in text
     assert "| vae | AutoencoderKL | 1,502 |" in text and "controlnet" not in text
-    assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 threads), in 2 minutes" in text
+    assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 threads), in 2 min" in text
+
+
+def test_card_says_what_is_not_trained(metrics, tmp_path):
+    assert "not known" in write_card(metrics, "$state", tmp_path / "README.md")
+    for index, says in (({"images_trained": False}, "not been"), ({"unet": [None, None]}, "no image decoder")):
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        assert says in write_card(metrics, "$state", tmp_path / "README.md")
 
 
 def test_own_template_and_its_mistakes(metrics, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def test_figures_do_not_depend_on_the_batch_size(oracle_result):
 
 def test_mask_decides_what_changes():
     found = evaluate(Oracle(COUNT), COUNT, ["in"], "ablation", batch_size=5)["groups"]["in"]["ablation"]
-    assert value(found, "own", "right") > 0.6 and value(found, "none", "right") == 1.0
+    assert value(found, "own", "right") == value(found, "none", "right") == 1.0
+    assert "unguided" not in found  # there is no conditioner to take out
     assert value(found, "shuffled", "right") < 0.4
     assert value(found, "own_minus_shuffled") == pytest.approx(
         value(found, "own", "right") - value(found, "shuffled", "right"), abs=1e-5
@@ -108,6 +110,13 @@ def test_pipeline_without_a_unet_is_measured_on_the_rest():
     assert "referring" in found and "edits" not in found
     with pytest.raises(ValueError, match="has no unet"):
         evaluate(pipe, 2, ["in"], ["edits"])
+
+
+def test_untrained_drawing_is_measured_only_when_asked_for():
+    pipe = Oracle(2)
+    pipe.config = SimpleNamespace(images_trained=False)
+    assert "edits" not in evaluate(pipe, 2, ["in"])["groups"]["in"]
+    assert "edits" in evaluate(pipe, 2, ["in"], ["edits"])["groups"]["in"]
 
 
 def test_bad_arguments_are_found_before_anything_is_loaded():

@@ -47,7 +47,7 @@ class Oracle:
     def look(self, image):
         return [self.known[np.asarray(one).tobytes()] for one in getattr(image, "images", image)]
 
-    def segment(self, image, expression=None, region=None):
+    def segment(self, image, expression=None, region=None, task="referring"):
         masks = []
         for row, seen in enumerate(self.look(image)):
             targets = [self.pointed(seen, region[row])] if region else self.meant(seen, expression[row])
@@ -112,7 +112,7 @@ class Oracle:
 class Blind(Oracle):
     """Finds nothing, changes nothing, and answers every question with the most frequent answer of its kind."""
 
-    def segment(self, image, expression=None, region=None):
+    def segment(self, image, expression=None, region=None, task="referring"):
         masks = [np.zeros((0, SIZE, SIZE), dtype=bool) for _ in self.look(image)]
         return SimpleNamespace(masks=masks, scores=[[] for _ in masks], labels=None, text=None)
 

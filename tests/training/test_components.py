@@ -56,7 +56,9 @@ def test_the_parts_of_a_variant_fit_together(variant):
         part = {n: build_component(n, variant) for n in numbers if n not in ("scheduler", "image_processor")}
     processor = build_component("image_processor", variant)
     width, codes = part["language_model"].config.hidden_size, 2 * part["visual_tokenizer"].config.code_dim
-    assert part["vision_encoder"].config.language_hidden_size == part["mask_decoder"].config.language_hidden_size == width
+    assert (
+        part["vision_encoder"].config.language_hidden_size == part["mask_decoder"].config.language_hidden_size == width
+    )
     assert tuple(part["vision_encoder"].config.pyramid_channels) == tuple(part["mask_decoder"].config.in_channels)
     assert part["vision_encoder"].vit.config.hidden_size == part["visual_tokenizer"].config.semantic_input_dim
     assert 2 * part["vision_encoder"].config.pixel_feature_dim == codes == part["mask_conditioner"].config.code_channels
@@ -66,7 +68,12 @@ def test_the_parts_of_a_variant_fit_together(variant):
 
 
 def test_published_sizes():
-    sizes = {"language_model": (3.3e9, 3.5e9), "unet": (2.55e9, 2.6e9), "vae": (83e6, 84e6), "vision_encoder": (0.85e9, 1e9)}
+    sizes = {
+        "language_model": (3.3e9, 3.5e9),
+        "unet": (2.55e9, 2.6e9),
+        "vae": (83e6, 84e6),
+        "vision_encoder": (0.85e9, 1e9),
+    }
     with torch.device("meta"):
         found = {n: sum(p.numel() for p in build_component(n, "focus-3b").parameters()) for n in sizes}
     assert all(low < found[name] < high for name, (low, high) in sizes.items()), found

@@ -12,6 +12,7 @@ from torch import nn
 from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.training.diffusion import DecoderObjective, EditBatch
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, select_parameters
+
 from tests.tiny import SIZE, tiny_components
 
 CLEAN = {"noise_samples": 0.0, "semantic_drop": 0.0, "pixel_drop": 0.0, "map_drop": 0.0, "mask_drop": 0.0}
@@ -143,7 +144,9 @@ def test_stage_4_teaches_cross_attention_and_conditioner_and_nothing_else():
     modules = one.modules()
     select_parameters(modules, groups)
     one.loss(one.batch(0), 0)[0].backward()
-    taught = {f"{c}.{n}" for c, m in modules.items() for n, p in m.named_parameters() if p.grad is not None and p.grad.any()}
+    taught = {
+        f"{c}.{n}" for c, m in modules.items() for n, p in m.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert taught and all(name.startswith("mask_conditioner") or "attn2" in name for name in taught)
     assert any(name.startswith("mask_conditioner.mask_in") for name in taught)
     assert any(name.endswith("attn2.to_v.weight") for name in taught)

@@ -4,9 +4,11 @@ Paper: FOCUS (arXiv 2506.16806), the ablation of mask guidance (no mask / shuffl
 raw (`preserve_background=False`): what compositing would hide shows. Three random seeds; scenes are drawn for the
 intervals, with all seeds of a scene together. The measurement is this project's own.
 
-1. Arms. The same instruction with `mask_image` = the mask the pipeline itself finds for the instruction's expression
-   ("own"), the mask it found in the next scene of the batch ("shuffled"), or the whole picture, which says nothing
-   about where ("none"). Scenes in which it finds nothing are left out and counted. Background edits are left out.
+1. Arms. The same instruction with the place the pipeline finds itself ("own"), with the place it found in the next scene
+   of the batch as `mask_image` ("shuffled"), with the whole picture as `mask_image`, which says nothing about where
+   ("none"), and with its own place kept from the denoiser alone, by taking the mask conditioner out ("unguided"; the
+   visual tokens are still drawn in that place). Scenes in which it finds nothing are left out and counted; so are
+   background edits.
 2. Twins. Scenes with two identical objects; the instruction names both ("make the red circle blue"), a click that the
    language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. A pixel has changed
    where the mean absolute difference to the source picture, over the channels, is above 0.15 of the range; the new
@@ -16,13 +18,15 @@ intervals, with all seeds of a scene together. The measurement is this project's
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.language import EDIT_KINDS
+from ..data.language import EDIT_KINDS, Edit
 from ..data.regions_sampling import dilate, region_prompt
 from ..data.world import COLOURS, HELD_OUT_PAIRS, MIN_VISIBLE, Scene, WorldObject, render, visible_fractions
 from . import metrics
@@ -30,7 +34,7 @@ from .edits import SUPPORT_DILATION, edit_sample, edit_truth, is_right, seeded, 
 from .tasks import Batch, figure, scene_rng, union_mask
 
 SEEDS = (0, 1, 2)
-ARMS = ("own", "shuffled", "none")
+ARMS = ("own", "shuffled", "none", "unguided")
 CHANGED = 0.15  # of the range 0..255, mean over the channels
 LOCAL_KINDS = tuple(kind for kind in EDIT_KINDS if kind != "background")
 _SEED_STEP = 7919
@@ -78,8 +82,15 @@ def _far_colours(item: WorldObject) -> list[str]:
     ]
 
 
-def _as_mask_image(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask.astype(np.uint8) * 255)
+@contextlib.contextmanager
+def _without_conditioner(pipe: Any) -> Iterator[None]:
+    """The pipeline without its mask conditioner, for a while."""
+    conditioner = pipe.mask_conditioner
+    pipe.mask_conditioner = None
+    try:
+        yield
+    finally:
+        pipe.mask_conditioner = conditioner
 
 
 class AblationTask:
@@ -108,22 +119,22 @@ class AblationTask:
         self.asked["arms"] += len(chosen)
         if not chosen:
             return
-        out = pipe.segment(batch.images(i for i, _ in chosen), [edit.target_text for _, edit in chosen])
-        found = [union_mask(masks, size) for masks in out.masks]
-        kept = [row for row, mask in enumerate(found) if mask.any()]
-        if len(kept) < 2:  # nobody else's mask to borrow
+        places = self._edit(pipe, batch, chosen, None, SEEDS[0])[1]
+        kept = [row for row, mask in enumerate(places) if mask.any()]
+        if len(kept) < 2:  # nobody else's place to borrow
             return
         edits = [chosen[row] for row in kept]
-        own = [found[row] for row in kept]
+        own = [places[row] for row in kept]
         truths = [edit_truth(batch.scenes[index], edit, size) for index, edit in edits]
-        masks = {"own": own, "shuffled": own[1:] + own[:1], "none": [np.ones((size, size), dtype=bool)] * len(own)}
-        encoding = pipe.encode_image(batch.images(i for i, _ in edits))
+        masks = {"shuffled": own[1:] + own[:1], "none": [np.ones((size, size), dtype=bool)] * len(own)}
+        arms = ARMS if getattr(pipe, "mask_conditioner", None) is not None else ARMS[:-1]
         for seed in SEEDS:
             rows: list[dict[str, Any]] = [
                 {"scene": batch.scenes[index].seed, "kind": edit.edit_kind, "seed": seed} for index, edit in edits
             ]
-            for arm in ARMS:
-                pictures = self._edit(pipe, encoding, [edit.instruction for _, edit in edits], masks[arm], seed, batch)
+            for arm in arms:
+                with _without_conditioner(pipe) if arm == "unguided" else contextlib.nullcontext():
+                    pictures, _ = self._edit(pipe, batch, edits, masks.get(arm), seed)
                 for row, picture, truth in zip(rows, pictures, truths, strict=True):
                     changed = changed_pixels(picture, truth.source)
                     row[f"{arm}_right"] = float(is_right(picture, truth))
@@ -131,9 +142,23 @@ class AblationTask:
                     row[f"{arm}_inside"] = float((changed & truth.inside).sum())
                     row[f"{arm}_changed"] = float(changed.sum())
             for row in rows:
-                for other in ARMS[1:]:
+                for other in arms[1:]:
                     row[f"own_minus_{other}"] = row["own_right"] - row[f"{other}_right"]
             self.arms += rows
+
+    def _edit(
+        self, pipe: Any, batch: Batch, edits: list[tuple[int, Edit]], masks: list[np.ndarray] | None, seed: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Raw results as levels in 0..255, and where pixels were free to change."""
+        indices = [index for index, _ in edits]
+        return self._draw(
+            pipe,
+            batch.source(pipe, indices),
+            [edit.instruction for _, edit in edits],
+            masks,
+            [batch.scenes[index].seed + _SEED_STEP * seed for index in indices],
+            batch.drawn[0].image.shape[0],
+        )
 
     def _run_twins(self, pipe: Any, batch: Batch) -> None:
         size = batch.drawn[0].image.shape[0]
@@ -152,9 +177,10 @@ class AblationTask:
         if not kept:
             return
         encoding = pipe.encode_image([images[row] for row in kept])
-        instructions = [found[row][3] for row in kept]
+        instructions, chosen_masks = [found[row][3] for row in kept], [masks[row] for row in kept]
         for seed in SEEDS:
-            pictures = self._edit(pipe, encoding, instructions, [masks[row] for row in kept], seed, batch)
+            seeds = [found[row][0].seed + _SEED_STEP * seed for row in kept]
+            pictures, _ = self._draw(pipe, encoding, instructions, chosen_masks, seeds, size)
             for row, picture in zip(kept, pictures, strict=True):
                 scene, chosen, twin, _ = found[row]
                 self.twins.append(
@@ -166,26 +192,34 @@ class AblationTask:
                     }
                 )
 
-    def _edit(
-        self, pipe: Any, encoding: Any, instructions: list[str], masks: list[np.ndarray], seed: int, batch: Batch
-    ) -> list[np.ndarray]:
-        """Raw results as levels in 0..255."""
+    def _draw(
+        self,
+        pipe: Any,
+        source: Any,
+        instructions: list[str],
+        masks: list[np.ndarray] | None,
+        seeds: list[int],
+        size: int,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        options = dict(self.options)
+        if masks is not None:
+            options["mask_image"] = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks]
         out = pipe.edit(
-            encoding,
+            source,
             instructions,
-            mask_image=[_as_mask_image(mask) for mask in masks],
-            generator=seeded(batch.scenes[0].seed + _SEED_STEP * seed),
+            generator=[seeded(seed) for seed in seeds],
             preserve_background=False,
             output_type="np",
-            **self.options,
+            **options,
         )
-        return to_levels(out.images, batch.drawn[0].image.shape[0])
+        return to_levels(out.images, size), [union_mask(mask, size) for mask in out.edit_masks]
 
     def figures(self) -> dict[str, Any]:
-        """Per arm: right share, PSNR inside, share of the changed pixels inside; the differences; the twins."""
+        """Each arm: right share, PSNR inside, share of the changed pixels inside; the differences; the twins."""
         found: dict[str, Any] = {"seeds": len(SEEDS), "asked": dict(self.asked)}
         if self.arms:
-            for arm in ARMS:
+            arms = [arm for arm in ARMS if f"{arm}_right" in self.arms[0]]
+            for arm in arms:
                 found[arm] = {
                     "right": figure(self.arms, f"{arm}_right"),
                     "psnr_inside": figure(self.arms, f"{arm}_psnr"),
@@ -195,7 +229,7 @@ class AblationTask:
                 ]
                 if any(row[f"{arm}_changed"] for row in self.arms):
                     found[arm]["changed_inside"] = figure(self.arms, f"{arm}_inside", f"{arm}_changed")
-            for other in ARMS[1:]:
+            for other in arms[1:]:
                 found[f"own_minus_{other}"] = figure(self.arms, f"own_minus_{other}")
         if self.twins:
             found["twins"] = {"mask_mIoU": figure(self.twins, "mask_iou"), "changed": figure(self.twins, "has_changed")}

@@ -55,13 +55,15 @@ Scenes to try it on: `diffusers-focus world --seed 1000000 --count 4`.
 
 $components
 
+$state
+
 Everything was trained from random weights on scenes drawn by code (the still-life world: two to five coloured shapes on
 128 x 128 pixels). No photograph, no downloaded data and no downloaded weights are in it.
 
 ## Figures
 
-Measured on $date with diffusers-focus $version on $hardware, in $minutes minutes: $count scenes a group, seeds from
-$first_seed up, which training never draws. *new scenes* show colour and shape pairs known from training;
+Measured on $date with diffusers-focus $version on $hardware, in $minutes min: $count scenes a group, seeds
+from $first_seed up, which training never draws. *new scenes* show colour and shape pairs known from training;
 *held-out pairs* show at least one pair that no training picture or text contained. In brackets: 95% bootstrap interval
 over scenes. Edits are right when the result is nearer to the true re-render than to the source and to every re-render
 that is wrong in one attribute.
@@ -117,8 +119,8 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
 
     Args:
         metrics: What `evaluate` returned, or the file it wrote.
-        template: Text with `$name`, `$folder`, `$components`, `$figures`, `$count`, `$first_seed`, `$date`, `$version`,
-            `$hardware` and `$minutes`; None takes `TEMPLATE`.
+        template: Text with `$name`, `$folder`, `$components`, `$state`, `$figures`, `$count`, `$first_seed`, `$date`,
+            `$version`, `$hardware` and `$minutes`; None takes `TEMPLATE`.
         path: The card, usually README.md of a pipeline folder; the sizes are read from the weights beside it.
 
     Returns:
@@ -136,6 +138,7 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
         "name": metrics["pipeline"],
         "folder": f"pipelines/{metrics['pipeline']}",
         "components": component_table(target.parent),
+        "state": what_is_trained(target.parent),
         "figures": figure_table(metrics),
         "count": metrics["settings"]["scenes_per_group"],
         "first_seed": f"{metrics['settings']['first_seed']:,}",
@@ -195,6 +198,22 @@ def _cell(figure: dict[str, Any] | None, path: str) -> str:
     return f"{figure['value'] * scale:.1f} ({figure['low'] * scale:.1f} to {figure['high'] * scale:.1f})"
 
 
+def what_is_trained(folder: Path) -> str:
+    """One sentence on what the pipeline in a folder was trained to do, from its settings."""
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        return "(What was trained is not known outside a pipeline folder.)"
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    if index.get("unet", [None, "UNet2DConditionModel"])[1] is None:
+        return "**Trained:** asking and segmenting. There is no image decoder in it, so it neither edits nor draws."
+    if not index.get("images_trained", True):
+        return (
+            "**Trained:** asking and segmenting. Editing and drawing run from end to end, but the language model has not "
+            "been\ntrained to write visual tokens yet: what appears in an edited place means nothing."
+        )
+    return "**Trained:** asking, segmenting, editing and drawing."
+
+
 def component_table(folder: Path) -> str:
     """The components of a pipeline folder with class and parameters, as a Markdown table."""
     from safetensors import safe_open
@@ -205,7 +224,8 @@ def component_table(folder: Path) -> str:
     index = json.loads(index_file.read_text(encoding="utf-8"))
     lines, total = ["| component | class | parameters |", "|---|---|---|"], 0
     for name, entry in index.items():
-        if not isinstance(entry, list) or name.startswith("_") or entry[1] is None:
+        # A setting may be a list too, such as resolution_group.
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
             continue
         count = 0
         for file in sorted((folder / name).glob("*.safetensors")):

@@ -153,7 +153,7 @@ class EditTask:
             out = pipe.edit(
                 batch.source(pipe, indices),
                 [edit.instruction for edit in edits],
-                generator=seeded(batch.scenes[0].seed),
+                generator=[seeded(scene.seed) for scene in batch.scenes],
                 preserve_background=preserve,
                 output_type="np",
                 **self.options,

@@ -64,10 +64,10 @@ def evaluate(
         pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
         count: Scenes in each group.
         groups: Of "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained); both by default.
-        tasks: Names of `TASKS`; by default all but the ablation. The ones that draw are left out of the default for a
-            pipeline without a `unet`, and an error for it when named.
+        tasks: Names of `TASKS`; by default all but the ablation. Those that draw are left out of the default where the
+            pipeline was not trained to (no `unet`, or `images_trained` is False), and an error without a `unet`.
         output: Where to write the result as JSON; the file is complete or not there, and grows group by group.
-        batch_size: Scenes a call. Random numbers of edits depend on it, nothing else does.
+        batch_size: Scenes a call; only the ablation's shuffled masks depend on it.
         loader: Turns the folder into a pipeline; called after the arguments are found to be good.
         edit_options: Further arguments of every `edit`, such as `num_inference_steps`; the pipeline's own by default.
         progress: Show a progress bar; None does so on a terminal.
@@ -91,12 +91,14 @@ def evaluate(
             )
         name = Path(pipeline).name
         pipeline = loader(os.fspath(pipeline))
-    if getattr(pipeline, "unet", True) is None:
-        if tasks is not None and DECODER_TASKS & set(task_names):
-            raise ValueError(
-                f"This pipeline has no unet, so it cannot be measured on {', '.join(sorted(DECODER_TASKS))}; choose "
-                f"from {', '.join(task for task in TASKS if task not in DECODER_TASKS)}."
-            )
+    has_unet = getattr(pipeline, "unet", True) is not None
+    draws = has_unet and getattr(getattr(pipeline, "config", None), "images_trained", True)
+    if not has_unet and tasks is not None and DECODER_TASKS & set(task_names):
+        raise ValueError(
+            f"This pipeline has no unet, so it cannot be measured on {', '.join(sorted(DECODER_TASKS))}; choose "
+            f"from {', '.join(task for task in TASKS if task not in DECODER_TASKS)}."
+        )
+    if not draws and tasks is None:
         task_names = tuple(task for task in task_names if task not in DECODER_TASKS)
 
     result: dict[str, Any] = {

@@ -188,7 +188,8 @@ class SegmentTask:
         for turn in range(max(map(len, asked))):
             indices = [index for index, referrals in enumerate(asked) if len(referrals) > turn]
             referrals = [asked[index][turn] for index in indices]
-            out = pipe.segment(batch.source(pipe, indices), [referral.text for referral in referrals])
+            options = {"task": "reasoning"} if self.name == "reasoning" else {}
+            out = pipe.segment(batch.source(pipe, indices), [referral.text for referral in referrals], **options)
             for row, (index, referral) in enumerate(zip(indices, referrals)):
                 truth = np.asarray(batch.drawn[index].masks[list(referral.targets)].any(axis=0))
                 self.records.append(

@@ -23,6 +23,17 @@ REGIONS = (Point, Scribble, Box, Mask)
 class FocusPipelineMixin:
     """Mixed into a `DiffusionPipeline` with FOCUS components."""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """diffusers' own, in float32 unless `dtype` (or `torch_dtype`) says otherwise.
+
+        transformers loads a language model in the dtype it was saved in, diffusers loads everything else in float32; published
+        weights are float16, so without this the parts would not fit together.
+        """
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = torch.float32
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
     def _require(self, purpose: str, *names: str) -> None:
         """Raise ValueError unless these components are there."""
         missing = [name for name in names if getattr(self, name, None) is None]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -162,6 +163,8 @@ class FocusEditMixin(FocusSegmentMixin):
         tensor_inputs = (
             ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         )
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback_on_step_end.tensor_inputs
         check_numbers(
             guidance_scale=guidance_scale,
             mask_guidance_scale=mask_guidance_scale,
@@ -502,6 +505,8 @@ class FocusEditMixin(FocusSegmentMixin):
 
     def _token_bar(self, total: int) -> Callable[[], bool]:
         """A progress bar over the visual tokens to draw, as `on_token` of `write_codes`."""
+        if total == 0:
+            return lambda: True
         bar = self.progress_bar(total=total)
         left = [total]
 

@@ -37,7 +37,15 @@ class FocusSegmentEditMixin(FocusEditMixin):
     model_cpu_offload_seq = (
         "vision_encoder->visual_tokenizer->mask_decoder->mask_conditioner->language_model->unet->vae"
     )
-    _optional_components = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "controlnet"]
+    _optional_components = [
+        "mask_decoder",
+        "mask_conditioner",
+        "tokenizer",
+        "tokenizer_2",
+        "text_encoder",
+        "text_encoder_2",
+        "controlnet",
+    ]
     _callback_tensor_inputs = ["latents", "token_map", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(

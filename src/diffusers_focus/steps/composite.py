@@ -43,11 +43,11 @@ def soft_mask(mask: np.ndarray, reach: int) -> torch.Tensor:
     """A mask with a soft edge: float32 [height, width], 1 inside, exactly 0 further than `reach` pixels outside."""
     if reach < 0:
         raise ValueError(f"The reach of a soft edge must be zero or more pixels, got {reach}.")
-    # Growing first keeps the inside free of the source: half of the reach to grow, the rest for the slope.
+    # All of the inside is the edit's, or a rim of the old object would stay; the slope lies outside, half of it grown first.
     slope = (reach + 1) // 2
     hard = torch.from_numpy(mask)
     soft = feather(dilate(hard, reach - slope).float(), slope)
-    return torch.where(hard, 1.0, soft) if reach == 0 else soft
+    return torch.where(hard, 1.0, soft)
 
 
 def canvas_image(image: Image.Image, placement: Placement, size: tuple[int, int]) -> torch.Tensor:

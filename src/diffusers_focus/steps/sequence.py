@@ -205,7 +205,7 @@ def embed_prefix(
         pieces = []
         for segment in context.segments(parts):
             if segment.kind == TEXT:
-                ids = torch.tensor(segment.ids, device=table.weight.device)
+                ids = torch.tensor(segment.ids, device=_device_of(table))
                 pieces.append(table(ids))
             elif segment.kind == IMAGE and blocks is not None:
                 pieces.append(blocks[first + (segment.index or 0)])
@@ -291,7 +291,7 @@ def batch_rows(
         pad: "left" to go on writing at the end, "right" for training.
     """
     table = components.language_model.get_input_embeddings()
-    device = table.weight.device
+    device = _device_of(table)
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), SLOT)
     conditions = torch.full((len(rows), length), -1)
@@ -412,6 +412,13 @@ def slot_states(hidden: torch.Tensor, starts: torch.Tensor, num_slots: int) -> t
     """E^Q: the last hidden states [R, N, H] of the mask slots that begin at `starts` int64 [R]."""
     positions = starts[:, None] + torch.arange(num_slots, device=starts.device)
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _device_of(table: torch.nn.Module) -> torch.device:
+    """Where an embedding computes; under sequential offloading its weight rests on the meta device."""
+    device = next(table.parameters()).device
+    hook = getattr(table, "_hf_hook", None)
+    return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device
 
 
 def _pad(rows: Sequence[torch.Tensor], left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,10 +33,10 @@ def block_template(
         free: bool, of the same shapes: which cells are to be drawn; None draws all.
 
     Returns:
-        ids int64 [R, L], zero where unknown; draw bool [R, L], True where the id is to be drawn. On the grammar's device.
+        ids int64 [R, L], the first code where unknown; draw bool [R, L], True where the id is to be drawn. On the grammar's device.
     """
     device = grammar.kinds.device
-    ids = grammar.forced_ids.clamp(min=0).expand(rows, -1).clone()
+    ids = grammar.first.expand(rows, -1).clone()  # a whole block even where drawing is interrupted
     draw = (grammar.kinds != 0).expand(rows, -1).clone()
     if codes is not None and free is not None:
         vocabulary = grammar.vocabulary

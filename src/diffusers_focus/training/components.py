@@ -99,6 +99,8 @@ def load_component(root: str | Path, name: str, variant: str = "focus-tiny", *, 
     """`<root>/components/<name>` where an earlier stage left it, otherwise a fresh one."""
     folder = Path(root) / "components" / name
     if not folder.exists():
+        folder = folder.with_name(f".{name}.old")  # a stop between the two renames of save_component
+    if not folder.exists():
         return build_component(name, variant, seed=seed)
     loaded = CLASSES[name].from_pretrained(folder)
     return loaded.float() if isinstance(loaded, torch.nn.Module) else loaded
@@ -116,10 +118,10 @@ def save_component(root: str | Path, name: str, component: Any) -> Path:
     folder = Path(root) / "components" / name
     fresh, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
     component.save_pretrained(fresh)
-    if folder.exists():
+    if folder.exists():  # without it `old` is all there is, and must outlast the next rename
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)

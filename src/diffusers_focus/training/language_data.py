@@ -7,7 +7,7 @@ prompts share one picture: its encoding and its prefix in the language model are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -121,7 +121,9 @@ class Mixture:
     """How many prompts of each sort a picture gets.
 
     `edits` and `generations` may be fractions: the share of pictures with one. `dropout` is the share of image prompts
-    swapped for the unconditional prompt (10% in ILLUME+), so that guidance works.
+    swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
+    names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
+    answer instead of the expression.
     """
 
     questions: int = 8
@@ -133,6 +135,7 @@ class Mixture:
     edits: float = 0.0
     generations: float = 0.0
     dropout: float = 0.1
+    name_noise: float = 0.5
 
     @property
     def masks(self) -> int:
@@ -217,8 +220,16 @@ def _add_questions(draft, image: int, scene: Scene, rendered: Rendered, mixture:
 def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, edit, rng) -> None:
     prompts: list[MaskPrompt] = []
 
+    def answer(task: str, targets: Sequence[int]) -> list[PromptPart]:
+        """The answer, its names now and then those of another object; those are read, not learned to be written."""
+        if rng.random() >= mixture.name_noise:
+            return build_answer(task, names_of(scene, targets))
+        other = (int(rng.integers(len(scene.objects))),)
+        names, *rest = build_answer(task, names_of(scene, other))
+        return [replace(names, is_answer=False), *rest]
+
     def refer(referral: Referral) -> None:
-        parts = draft.style.suffix(REFERRING, text=referral.text, answer=names_of(scene, referral.targets))
+        parts = draft.style.suffix(REFERRING, text=referral.text, answer=answer(REFERRING, referral.targets))
         prompts.append(MaskPrompt(image, parts, referral.targets, referral.kind))
 
     wanted = mixture.referring
@@ -236,7 +247,7 @@ def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mix
         target = int(rng.integers(len(scene.objects)))
         kind = REGION_KINDS[int(rng.integers(len(REGION_KINDS)))]
         region = draft.add_region(image, rendered.masks[target], kind, rng)
-        parts = draft.style.suffix(INTERACTIVE, num_regions=1, answer=names_of(scene, (target,)))
+        parts = draft.style.suffix(INTERACTIVE, num_regions=1, answer=answer(INTERACTIVE, (target,)))
         prompts.append(MaskPrompt(image, parts, (target,), kind, region))
     draft.masked += prompts
 

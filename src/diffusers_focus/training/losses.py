@@ -75,7 +75,7 @@ class PerceptualLoss(nn.Module):
     def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """float32 scalar; gradients reach `predicted` only."""
         with torch.no_grad():
-            wanted = self.features(target)
+            wanted = [feature.detach() for feature in self.features(target)]
         total = predicted.new_zeros((), dtype=torch.float32)
         for got, want in zip(self.features(predicted), wanted, strict=True):
             got, want = F.normalize(got.float(), dim=1), F.normalize(want.float(), dim=1)

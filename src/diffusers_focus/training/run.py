@@ -15,6 +15,12 @@ from .stages import NEEDS, build_objective, get_stage
 from .trainer import StageRecipe, Trainer
 
 FIXED = ("name", "objective", "groups", "options")
+OPTIONS = frozenset(
+    """adversarial_start adversarial_weight adversarial_width crop dense_weight edge_weight edits initialize kl_weight map_drop
+    mask_drop mixture mse_weight noise_samples noise_tokens perceptual_weight pixel_drop resolution_index semantic_drop
+    size""".split()
+)
+"""What objectives read from a recipe's options; a slip of the pen is told instead of trained without."""
 
 
 def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> StageRecipe:
@@ -22,7 +28,10 @@ def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> Sta
 
     Args:
         overrides: fields of `StageRecipe` (steps, batch_size, seed, ...), `learning_rate_scale` (multiplies every group's
-            rate), or anything else as an option of the objective.
+            rate), or options of an objective (`OPTIONS`).
+
+    Raises:
+        ValueError: there is no such number or option.
     """
     own = {f.name for f in fields(StageRecipe)}
     changes: dict[str, Any] = {}
@@ -36,8 +45,11 @@ def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> Sta
             changes["groups"] = tuple(replace(g, learning_rate=g.learning_rate * float(value)) for g in recipe.groups)
         elif name in own:
             changes[name] = value
-        else:
+        elif name in OPTIONS:
             options[name] = value
+        else:
+            known = sorted((own | OPTIONS | {"learning_rate_scale"}) - set(FIXED))
+            raise ValueError(f"there is no setting {name!r} of a stage; choose one of {', '.join(known)}")
     return replace(recipe, options=options, **changes)
 
 

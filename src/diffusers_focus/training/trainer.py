@@ -173,7 +173,9 @@ class Trainer:
         """Write weights, moments and step to `<output>/checkpoint`; an interrupted write leaves the old one intact."""
         self.directory.mkdir(parents=True, exist_ok=True)
         folder = self.directory / f".{CHECKPOINT}.new"
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # an interrupted write; its files may be of parts that this run does not have
+            _remove(folder)
+        folder.mkdir()
         save_file(
             {n: p.detach().cpu().contiguous() for n, p in self.parameters.items()}, folder / "weights.safetensors"
         )
@@ -190,9 +192,9 @@ class Trainer:
         state = {"step": self.step, "seconds": self.seconds, "recipe": _plain(asdict(self.recipe))}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         target, old = self.directory / CHECKPOINT, self.directory / f".{CHECKPOINT}.old"
-        if old.exists():
-            _remove(old)
-        if target.exists():
+        if target.exists():  # without it `old` is all there is, and must outlast the next rename
+            if old.exists():
+                _remove(old)
             os.replace(target, old)
         os.replace(folder, target)
         if old.exists():

@@ -1,0 +1,113 @@
+"""Where an edit takes place, and what is left of the source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_focus.processing.images import FocusImageProcessor, Placement
+from diffusers_focus.processing.prompts import EDIT, INTERACTIVE, REFERRING
+from diffusers_focus.steps import composite
+from diffusers_focus.steps.editing import EditPrompt, edit_codes, edit_place
+from diffusers_focus.steps.encode import source_codes
+from diffusers_focus.steps.sampling import GREEDY
+from diffusers_focus.steps.segment import FoundObjects
+
+from tests.tiny import disk_mask, picture, shared_pipeline
+
+
+def found(edit: bool) -> FoundObjects:
+    masks = np.zeros((1, 64, 64), dtype=bool)
+    masks[0, 20:30, 20:30] = True
+    own = masks[0] & (np.arange(64) < 25) if edit else np.zeros((64, 64), dtype=bool)
+    return FoundObjects(masks, own, np.ones(1, np.float32))
+
+
+def test_where_is_asked_the_way_the_model_was_trained():
+    region = (disk_mask(),)
+    assert EditPrompt(0, "remove it").where.task == EDIT
+    assert EditPrompt(0, "remove it", target="the star").where.task == REFERRING
+    assert EditPrompt(0, "remove it", regions=region).where.task == INTERACTIVE
+    assert EditPrompt(0, "remove it", regions=region, region_slots=True).where.task == EDIT
+    assert EditPrompt(0, "remove it", mask=disk_mask()).where is None
+
+
+def test_the_models_own_edit_mask_is_used_where_it_was_asked_for_one():
+    place = edit_place(EditPrompt(0, "remove it"), found(True))
+    assert (place.edit_mask == found(True).edit_mask).all() and place.masks.shape == (1, 64, 64)
+    for prompt, options in (
+        (EditPrompt(0, "remove it", target="the star"), {}),
+        (EditPrompt(0, "remove it"), {"edit_masks_trained": False}),
+    ):
+        grown = edit_place(prompt, found(True), dilation=0.03, **options).edit_mask
+        assert grown[18, 25] and not grown[17, 25] and not grown[18, 18]  # a disk of 2 pixels leaves the corners
+
+
+def test_a_new_outline_gets_the_box():
+    mask = edit_place(EditPrompt(0, "replace it with a star", target="it"), found(False), dilation=0.03).edit_mask
+    assert mask[18:32, 18:32].all() and mask.sum() == 14 * 14
+
+
+@pytest.mark.parametrize(
+    ("instruction", "box"),
+    [
+        ("replace the circle with a star", True),
+        ("change the circle to a star", True),
+        ("make the circle larger", True),
+        ("make the circle red", False),
+        ("remove the circle", False),
+    ],
+)
+def test_instructions_that_change_the_outline(instruction, box):
+    assert composite.needs_box(instruction) == box
+
+
+def test_a_mask_from_outside_is_taken_as_it_is():
+    mask = disk_mask()
+    place = edit_place(EditPrompt(0, "replace it with a star", mask=mask), None)
+    assert (place.edit_mask == mask).all()
+    grown = edit_place(EditPrompt(0, "replace it with a star", mask=mask), None, mask_dilation=3).edit_mask
+    assert grown.sum() > mask.sum() and not (mask & ~grown).any()
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 3, 5])
+def test_a_soft_edge_stays_within_its_reach(reach):
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[15:25, 15:25] = True
+    soft = composite.soft_mask(mask, reach)
+    outside = soft.clone()
+    outside[15 - reach : 25 + reach, 15 - reach : 25 + reach] = 0
+    assert not outside.any()
+    assert (soft[mask] == 1).all()
+    if reach > 1:
+        assert 0 < soft[20, 25] < 1
+
+
+def test_pixels_outside_come_back_bit_for_bit_whatever_the_scale():
+    image = picture(3, 50, 70)
+    placement = Placement.fit((50, 70), (64, 64))
+    processor = FocusImageProcessor(buckets=[[64, 64]], tag_step=16, high_resolution=None)
+    mask = np.zeros((50, 70), dtype=bool)
+    mask[10:20, 30:40] = True
+    soft = composite.soft_mask(mask, 2)
+    decoded = torch.zeros(3, 128, 128)
+    (result,) = composite.to_output([composite.composite(image, decoded, soft, processor, placement)], "pil")
+    changed = (np.array(result) != np.array(image)).any(-1)
+    assert isinstance(result, Image.Image) and not changed[soft.numpy() == 0].any() and changed[mask].all()
+    raw = composite.composite(image, decoded, None, processor, placement)
+    assert raw.shape == (3, 50, 70) and (raw == 0.5).all()
+
+
+@torch.no_grad()
+def test_codes_outside_the_edit_are_the_sources_own():
+    pipe = shared_pipeline()
+    encoding = pipe.encode_image([picture(0), picture(1)])
+    corner = np.zeros((64, 64), dtype=bool)
+    corner[:10, :10] = True
+    prompts = [EditPrompt(1, "remove the red circle"), EditPrompt(0, "remove the blue star")]
+    codes = edit_codes(pipe, encoding, prompts, [corner, np.zeros_like(corner)], semantic=GREEDY, pixel=GREEDY)
+    for now, own in zip(codes, source_codes(pipe, encoding)):
+        assert torch.equal(now[1], own[0])
+        assert torch.equal(now[0].flatten()[1:], own[1].flatten()[1:])

@@ -1,0 +1,219 @@
+"""Stages 2-4: losses against plain computations, what a step changes, exact resumption."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_focus.processing.masks import resample_mask
+from diffusers_focus.steps.encode import encode_tensors
+from diffusers_focus.steps.sequence import batch_rows, embed_prefix, suffix_row
+from diffusers_focus.training.language import OUTSIDE_WEIGHT, JointObjective, LanguageObjective, _selection_costs
+from diffusers_focus.training.stages import ADAPTERS, NEEDS, build_objective, get_stage
+from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
+
+from tests.tiny import SIZE, tiny_components
+
+QUESTIONS = {"questions": 3, "referring": 0, "generalized": 0, "regions": 0}
+MASKS = {"questions": 0, "referring": 2, "generalized": 1, "regions": 1}
+EDITS = {"questions": 0, "referring": 0, "generalized": 0, "regions": 0, "edits": 1.0, "dropout": 0.0}
+EVERYTHING = {"questions": 2, "referring": 1, "regions": 1, "edit_masks": 1, "edits": 1.0, "generations": 1.0}
+RECIPE = StageRecipe(
+    name="language-test",
+    objective="language",
+    groups=(
+        ParameterGroup("language_model", 1e-3),
+        ParameterGroup("mask_decoder", 1e-3),
+        ParameterGroup("vision_encoder", 1e-3, include=ADAPTERS),
+    ),
+    steps=4,
+    batch_size=2,
+    warmup_steps=1,
+    save_every_minutes=0.0,  # a checkpoint after every step
+    log_every=1,
+    options={"size": SIZE, "mixture": EVERYTHING},
+)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def parts(seed: int = 0) -> SimpleNamespace:
+    """Test size with as many queries as mask slots, and enough of both for a scene and its background."""
+    components = tiny_components(seed)
+    for name, number in (("vision_encoder", "num_query_tokens"), ("mask_decoder", "num_slots")):
+        component = components[name]
+        components[name] = type(component).from_config(component.config, **{number: 8})
+    return SimpleNamespace(**components)
+
+
+def objective(mixture: dict[str, Any], seed: int = 0) -> LanguageObjective:
+    return LanguageObjective(parts(seed), replace(RECIPE, options={"size": SIZE, "mixture": mixture}))
+
+
+def language_trainer(folder, seed: int = 0, **arguments) -> Trainer:
+    return Trainer(RECIPE, LanguageObjective(parts(seed), RECIPE), folder, cpu=True, **arguments)
+
+
+def log_of(folder) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
+    whole = language_trainer(tmp_path / "whole")
+    assert whole.run(progress=False)
+
+    def kill(done: int) -> None:
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        language_trainer(tmp_path / "killed", on_checkpoint=kill).run(progress=False)
+    resumed = language_trainer(tmp_path / "killed")
+    with torch.no_grad():  # what is trained comes from the checkpoint
+        for parameter in resumed.parameters.values():
+            parameter.zero_()
+    assert resumed.run(progress=False)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    assert [name for name, p in whole.parameters.items() if not torch.equal(p, resumed.parameters[name])] == []
+
+
+@pytest.mark.parametrize("name", ["0-vae", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "4"])
+def test_a_step_changes_what_its_stage_trains_and_nothing_else(name, tmp_path):
+    recipe = get_stage(name)
+    recipe = replace(recipe, batch_size=1, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
+    everything = parts()
+    given = SimpleNamespace(**{need: getattr(everything, need) for need in NEEDS[recipe.objective]})
+    trainer = Trainer(recipe, build_objective(recipe, given, tmp_path), tmp_path, cpu=True)
+    modules = {k: v for k, v in vars(everything).items() if isinstance(v, torch.nn.Module)} | trainer.modules
+    before = {f"{c}.{n}": v.clone() for c, module in modules.items() for n, v in module.state_dict().items()}
+    trainer.train_step()
+    after = {f"{c}.{n}": v for c, module in modules.items() for n, v in module.state_dict().items()}
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    tied = {"language_model.lm_head.weight"}
+    assert changed <= set(trainer.parameters) | tied
+    for group, chosen in trainer.groups:
+        assert changed & set(chosen), group  # not each of them: behind a branch that starts at zero nothing moves yet
+
+
+def test_the_words_loss_is_the_cross_entropy_of_whole_prompts():
+    """With the prefix shared and the suffixes padded side by side it is what each whole prompt would give alone."""
+    here = objective(QUESTIONS)
+    batch = here.batch(1)
+    with torch.no_grad():
+        _, figures = here.loss(batch, 1)
+        components, losses = here.components, []
+        prefix, _ = embed_prefix(components, here.context, encode_tensors(components, batch.scenes.pixel_values))
+        for prompt in batch.texts:
+            regions = None
+            if prompt.region is not None:
+                seen = encode_tensors(components, batch.scenes.pixel_values[prompt.image][None]).vision
+                region = batch.regions[prompt.region][None]
+                regions = components.vision_encoder.region_tokens(seen.feature_maps, seen.image_features, region)
+            suffix = batch_rows(components, [suffix_row(here.context, prompt.parts)], region_tokens=regions)
+            whole = torch.cat([prefix[prompt.image][None], suffix.embeds], dim=1)
+            logits = components.language_model(inputs_embeds=whole).logits[0, -suffix.labels.shape[1] - 1 : -1]
+            written = suffix.labels[0] >= 0
+            losses.append(F.cross_entropy(logits[written], suffix.labels[0][written], reduction="none"))
+    assert len(losses) == 2 * QUESTIONS["questions"]
+    assert figures["text"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+
+
+def test_masks_are_learned_from_every_prompt_and_words_from_the_selection():
+    here = objective(MASKS)
+    loss, figures = here.loss(here.batch(0), 0)
+    assert {"names", "bce", "dice", "select", "quality", "iou"} <= figures.keys()
+    loss.backward()
+    moved = {
+        name
+        for name, module in here.modules().items()
+        if any(p.grad is not None and p.grad.any() for p in module.parameters())
+    }
+    assert moved == {"language_model", "mask_decoder", "vision_encoder"}  # the tokenizer is frozen by construction
+
+
+def test_only_cells_that_the_change_touches_weigh_in_full():
+    here = objective(EDITS)
+    batch = here.batch(0)
+    (prompt,) = [p for p in batch.codes if p.image == 0]
+    grids = (2, 2), (4, 4)
+    semantic, pixel = here._inside(prompt, grids)
+    for inside in (semantic, pixel):
+        side = SIZE // inside.shape[0]
+        touched = F.max_pool2d(prompt.change, side)[0, 0] > 0
+        assert torch.equal(inside, touched) and inside.any()
+    weights = here._code_weights(semantic, pixel)
+    ids = here.context.vocabulary.image_ids(torch.zeros(grids[0]), torch.zeros(grids[1]), with_tag=False)
+    assert len(weights) == len(ids)
+    v = here.context.vocabulary
+    for token, (first, stop), inside in ((0, v.level0_range, semantic), (1, v.level1_range, pixel)):
+        cells = weights[(ids >= first) & (ids < stop)].view(inside.shape)
+        assert torch.equal(cells == 1, inside), token
+        assert (cells[~inside] == OUTSIDE_WEIGHT).all()
+    markers = weights[ids < v.level0_range[0]]
+    assert markers.max() < OUTSIDE_WEIGHT
+
+
+def test_codes_to_write_are_the_sources_outside_and_the_targets_inside():
+    here = objective(EDITS)
+    batch = here.batch(0)
+    rows = []
+
+    class Recorded(LanguageObjective):
+        def _run(self, prompts, prefix, regions, given):
+            rows.extend(given)
+            return super()._run(prompts, prefix, regions, given)
+
+    recorded = Recorded(here.components, here.recipe)
+    recorded.loss(batch, 0)
+    v = here.context.vocabulary
+    with torch.no_grad():
+        tokenizer = here.components.visual_tokenizer
+        pixel = tokenizer.quantize_pixels(tokenizer.encode_pixels(batch.target_pixels))[1]
+    assert len(rows) == len(batch.codes) == 2
+    different = 0
+    for prompt, row in zip(batch.codes, rows, strict=True):
+        written = torch.tensor([i - v.level1_range[0] for i in row.ids if v.level1_range[0] <= i < v.level1_range[1]])
+        grid = pixel.shape[-2:]
+        inside = resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0
+        assert torch.equal(written.view(grid)[inside], pixel[prompt.target][inside])
+        assert torch.equal(written.view(grid)[~inside], pixel[prompt.image][~inside])
+        different += int((pixel[prompt.target] != pixel[prompt.image]).sum())
+    assert different > 0
+
+
+def test_selection_costs_by_hand():
+    scores, meant = torch.tensor([0.0, torch.inf, -torch.inf]), torch.tensor([1.0, 0.0])
+    costs = _selection_costs(scores[:1], meant)
+    assert costs.flatten().tolist() == pytest.approx([0.6931, 0.6931], abs=1e-4)
+    sure = _selection_costs(torch.tensor([20.0, -20.0]), meant)
+    assert sure[0, 0] < 1e-6 and sure[1, 1] < 1e-6  # selected and meant, neither: free
+    assert sure[0, 1] == pytest.approx(20, rel=1e-4) and sure[1, 0] == pytest.approx(20, rel=1e-4)
+
+
+def test_joined_objectives_add_their_weighted_losses():
+    class Constant:
+        def __init__(self, value: float):
+            self.value = value
+
+        def modules(self):
+            return {"shared": torch.nn.Identity()}
+
+        def batch(self, step: int) -> float:
+            return self.value * step
+
+        def loss(self, batch: float, step: int):
+            return torch.tensor(batch), {"iou": batch}
+
+    joint = JointObjective({"first": Constant(1.0), "second": Constant(2.0)}, {"second": 0.5})
+    loss, figures = joint.loss(joint.batch(3), 3)
+    assert loss.item() == 3 + 0.5 * 6
+    assert figures == {"iou": 3.0, "second_iou": 6.0} and list(joint.modules()) == ["shared"]

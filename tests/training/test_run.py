@@ -1,0 +1,99 @@
+"""Two stages in one training folder: the second goes on with what the first one left."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_focus.training.components import build_component, load_component, load_components, save_component
+from diffusers_focus.training.run import run_stage
+from diffusers_focus.training.stages import NEEDS, build_objective, get_stage
+from diffusers_focus.training.trainer import Trainer
+
+SHORT = {"steps": 2, "batch_size": 2, "size": 64, "log_every": 1}
+
+
+def weights(root, name: str) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in load_component(root, name).state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_language_stage_goes_on_where_the_encoders_stage_stopped(tmp_path):
+    assert run_stage("0-encoders", tmp_path, overrides=SHORT, progress=False)
+    assert {p.name for p in (tmp_path / "components").iterdir()} == {
+        "vision_encoder",
+        "mask_decoder",
+        "image_processor",
+    }
+    encoder = weights(tmp_path, "vision_encoder")
+    # The training-only heads are no component; the next stage takes them from the checkpoint.
+    recipe = get_stage("2")
+    objective = build_objective(recipe, load_components(tmp_path, NEEDS[recipe.objective]), tmp_path)
+    saved = load_file(tmp_path / "stages" / "0-encoders" / "checkpoint" / "weights.safetensors")
+    heads = objective.modules()["heads"].state_dict()
+    assert all(torch.equal(value, saved[f"heads.{name}"]) for name, value in heads.items())
+    assert same(objective.modules()["vision_encoder"].state_dict(), encoder)
+
+    assert run_stage("2", tmp_path, overrides={**SHORT, "batch_size": 1}, progress=False)
+    written = {p.name for p in (tmp_path / "components").iterdir()}
+    assert written == {"vision_encoder", "mask_decoder", "image_processor", "language_model", "lm_tokenizer"}
+    trained = weights(tmp_path, "vision_encoder")
+    assert not same(trained, encoder)
+    record = json.loads((tmp_path / "stages" / "2" / "recipe.json").read_text())
+    assert record["complete"] and record["step"] == 2 and record["recipe"]["batch_size"] == 1
+
+    # Asked again, both are done: neither trains, and the older one does not put its own encoder back.
+    before = (tmp_path / "stages" / "2" / "log.csv").stat().st_mtime_ns
+    assert run_stage("0-encoders", tmp_path, overrides=SHORT, progress=False)
+    assert run_stage("2", tmp_path, overrides={**SHORT, "batch_size": 1}, progress=False)
+    assert (tmp_path / "stages" / "2" / "log.csv").stat().st_mtime_ns == before
+    assert same(weights(tmp_path, "vision_encoder"), trained)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("first_stop", [1, 2])
+@pytest.mark.parametrize("second_stop", [1, 2])
+def test_stops_between_renames_lose_nothing(first_stop, second_stop, tmp_path, monkeypatch):
+    """Saved once, then two saves in a row that end at their first or second rename: something good is always found."""
+    recipe = replace(get_stage("4"), steps=9, groups=(replace(get_stage("4").groups[1]),))
+    conditioner = build_component("mask_conditioner")
+
+    class Alone:
+        def modules(self):
+            return {"mask_conditioner": conditioner}
+
+    trainer = Trainer(recipe, Alone(), tmp_path / "run", cpu=True)
+    trainer.save_checkpoint()
+    save_component(tmp_path, "mask_conditioner", conditioner)
+    rename = os.replace
+    for stop in (first_stop, second_stop):
+        for save in (trainer.save_checkpoint, lambda: save_component(tmp_path, "mask_conditioner", conditioner)):
+            calls = 0
+
+            def stopping(source, target, stop=stop):
+                nonlocal calls
+                calls += 1
+                if calls == stop:
+                    raise Killed
+                rename(source, target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", stopping)
+                try:
+                    save()
+                except Killed:
+                    pass
+        assert Trainer(recipe, Alone(), tmp_path / "run", cpu=True).load_checkpoint()
+        found = load_component(tmp_path, "mask_conditioner", seed=5)
+        assert torch.equal(found.mask_in.weight, conditioner.mask_in.weight)
