@@ -25,6 +25,7 @@ from diffusers_focus.data.world import (
     sample_scene,
     size_name,
     visible_fractions,
+    with_twin,
 )
 
 GREY = Background("plain", (100, 100, 100), (100, 100, 100))
@@ -212,6 +213,41 @@ def test_names():
 
 def test_the_number_of_objects_can_be_given():
     assert [len(sample_scene(3, count).objects) for count in (1, 2, 5, 8)] == [1, 2, 5, 8]
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1])
+def test_a_twin_differs_in_its_place_alone(gap):
+    rng, found = np.random.default_rng(0), 0
+    for seed in range(40):
+        scene = sample_scene(seed)
+        index = seed % len(scene.objects)
+        doubled = with_twin(scene, index, rng, gap=gap)
+        if doubled is None:
+            continue
+        found += 1
+        *others, twin = doubled.objects
+        item = scene.objects[index]
+        assert tuple(others) == scene.objects and replace(doubled, objects=scene.objects) == scene
+        assert replace(twin, cx=item.cx, cy=item.cy) == item and in_frame(twin)
+        assert math.hypot(twin.cx - item.cx, twin.cy - item.cy) > 2 * item.r + gap
+        shares = render(doubled).masks.sum(axis=(1, 2)) / full_masks(doubled, 128).sum(axis=(1, 2))
+        assert shares.min() >= 0.6
+    assert found > 25
+    again = [with_twin(sample_scene(3), 0, np.random.default_rng(5), gap=gap) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_where_there_is_no_room_there_is_no_twin():
+    assert with_twin(one("circle", cx=0.5, cy=0.5), 0, np.random.default_rng(0)) is None
+    # In the corner there is room for another, but not with so much space between the two.
+    cornered = one("circle", cx=0.2, cy=0.2, r=0.2)
+    assert with_twin(cornered, 0, np.random.default_rng(0)) is not None
+    assert with_twin(cornered, 0, np.random.default_rng(0), gap=0.6) is None
+    # Small objects are covered by a large twin wherever it lies.
+    large = replace(cornered.objects[0], r=0.24)
+    small = tuple(replace(large, cx=x / 8, cy=y / 8, r=0.06) for x in range(1, 8) for y in range(1, 8))
+    crowd = replace(cornered, objects=(large, *small))
+    assert with_twin(crowd, 0, np.random.default_rng(0)) is None
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def converted(reference) -> FocusMaskDecoder:
     weights, _ = from_mask2former(reference.state_dict())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     own = ("slots.", "slot_projection.", "edit_head.", "condition_head.", "quality_head.", "instance_head.")
+    own += ("pixel_decoder.position_projection.",)
     assert unexpected == [] and all(key.startswith(own) for key in missing)
     with torch.no_grad():
         model.slot_projection.weight.copy_(torch.eye(WIDTH))
@@ -180,6 +181,21 @@ def test_embeddings_give_the_masks():
     sparse = model(features, *states, return_auxiliary=True, dense=False)
     assert sparse.mask_logits is None and sparse.auxiliary[0][0] is None
     torch.testing.assert_close(sparse.mask_embeds, output.mask_embeds)
+
+
+@torch.no_grad()
+def test_places_in_the_mask_features_begin_at_nothing_and_tell_equal_contents_apart():
+    model = make_decoder()
+    places = model.pixel_decoder.position_projection
+    assert places.bias is None and not places.weight.any()
+    plain = model.encode(make_features())
+    places.weight.normal_(std=0.2)
+    placed = model.encode(make_features())
+    assert all(torch.equal(*levels) for levels in zip(plain.multi_scale, placed.multi_scale))
+    added = (placed.mask_features - plain.mask_features).flatten(2)
+    # A place adds the same whatever is seen there, and every place something of its own.
+    torch.testing.assert_close(added[0], added[1], rtol=1e-4, atol=1e-5)
+    assert torch.pdist(added[0].T).min() > 0.01
 
 
 @torch.no_grad()
@@ -324,7 +340,8 @@ def test_published_size():
         config = Mask2FormerConfig()
         pixel_decoder, module = Mask2FormerPixelDecoder(config, channels), Mask2FormerTransformerModule(256, config)
     assert output.mask_logits.shape == (1, 2, 100, 192, 192) and output.condition_logits.shape == (1, 2, 100, 7)
-    assert count(model.pixel_decoder) == count(pixel_decoder) == 5_790_144
+    assert count(pixel_decoder) == 5_790_144
+    assert count(model.pixel_decoder) == count(pixel_decoder) + 256 * 256  # and the places of pixels
     shared = (model.layers, model.norm, model.mask_head, model.query_embed, model.level_embed)
     assert count(*shared) == count(module) - count(module.queries_features) == 14_433_024
 

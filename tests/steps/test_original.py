@@ -132,7 +132,7 @@ def test_prompts_about_images_give_the_original_states(original, inputs, outputs
     task, text, name = PROMPTS[case]
     context = FocusContext.of(original)
     encoding = encoded(original, inputs, name)
-    prefix_embeds, mask = embed_prefix(original, context, encoding, task=task)
+    prefix_embeds, mask, _ = embed_prefix(original, context, encoding, task=task)
     batch = batch_rows(original, [suffix_of(context, task, text)])
     assert mask.all() and batch.mask.all()
     embeds = torch.cat([prefix_embeds, batch.embeds], dim=1)

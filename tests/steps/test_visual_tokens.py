@@ -45,7 +45,7 @@ def whole_logits(parts, row, ids):
     """Logits [L, V] for every position of a written block [L], from one forward without any cache."""
     pipe, context, _, _ = parts
     table = pipe.language_model.get_input_embeddings()
-    prefix, _ = embed_prefix(pipe, context, None, task=GENERATE)
+    prefix, _, _ = embed_prefix(pipe, context, None, task=GENERATE)
     embeds = torch.cat([prefix[0], table(torch.tensor(row.ids)), table(ids)])[None]
     logits = pipe.language_model(inputs_embeds=embeds, past_key_values=DynamicCache()).logits[0]
     return logits[-len(ids) - 1 : -1]

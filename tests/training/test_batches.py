@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from diffusers_focus.data.world import sample_scene
 from diffusers_focus.training.batches import FIRST_HELD_OUT_SEED, sample_seed, scene_batch, to_pixel_values
 
 
@@ -25,6 +28,39 @@ def test_steps_do_not_share_scenes_and_stay_in_the_training_seeds():
 def test_no_held_out_pair_is_drawn():
     scenes = [scene for step in range(50) for scene in scene_batch(0, step, 4, 16).scenes]
     assert not any(scene.has_held_out_pair for scene in scenes)
+
+
+def test_the_number_of_objects_can_be_bounded():
+    scenes = [s for step in range(15) for s in scene_batch(0, step, 4, 32, num_objects=(4, 8)).scenes]
+    assert {len(s.objects) for s in scenes} == {4, 5, 6, 7, 8}
+    usual = [s for step in range(15) for s in scene_batch(0, step, 4, 32).scenes]
+    assert {len(s.objects) for s in usual} == {2, 3, 4, 5}
+    assert usual[0] == sample_scene(sample_seed(0, 0), size=32)
+
+
+def twins_of(scene) -> list[tuple[int, int]]:
+    alike = [replace(item, cx=0.0, cy=0.0) for item in scene.objects]
+    return [(i, j) for j in range(len(alike)) for i in range(j) if alike[i] == alike[j]]
+
+
+def test_twins_are_added_to_the_asked_share_of_pictures():
+    plain = [s for step in range(20) for s in scene_batch(0, step, 4, 32).scenes]
+    assert not any(twins_of(s) for s in plain)
+    for share, low, high in ((1.0, 0.85, 1.0), (0.3, 0.15, 0.45)):
+        doubled = [s for step in range(20) for s in scene_batch(0, step, 4, 32, twins=share).scenes]
+        with_twins = [bool(twins_of(s)) for s in doubled]
+        assert low <= np.mean(with_twins) <= high
+        for before, after, twin in zip(plain, doubled, with_twins, strict=True):
+            assert after.objects[: len(before.objects)] == before.objects  # the pictures are the same but for it
+            assert len(after.objects) == len(before.objects) + twin and not after.has_held_out_pair
+
+
+def test_crowds_and_twins_are_a_function_of_the_arguments_too():
+    arguments = {"num_objects": (1, 6), "twins": 0.5}
+    first, again = scene_batch(3, 5, 6, 32, **arguments), scene_batch(3, 5, 6, 32, **arguments)
+    assert first.scenes == again.scenes and torch.equal(first.pixel_values, again.pixel_values)
+    assert first.scenes != scene_batch(3, 6, 6, 32, **arguments).scenes
+    assert any(twins_of(s) for s in first.scenes) and not all(twins_of(s) for s in first.scenes)
 
 
 def test_pixel_values_span_minus_one_to_one_channels_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import nn
 
 from diffusers_focus.processing.masks import resample_mask
+from diffusers_focus.training.batches import scene_batch
 from diffusers_focus.training.diffusion import DecoderObjective, EditBatch
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, select_parameters
 
@@ -42,6 +44,16 @@ class Watched(nn.Module):
 def test_reconstruction_batches_have_no_edit():
     batch = objective().batch(0)
     assert batch.target.shape == (2, 3, SIZE, SIZE) and batch.source is None and batch.change is None
+
+
+def test_what_weighs_more_is_objects_and_in_edits_the_change():
+    plain = objective().batch(3)
+    scenes = scene_batch(0, 3, 2, SIZE)
+    assert torch.equal(scenes.pixel_values, plain.target)
+    for objects, rendered in zip(plain.objects, scenes.rendered, strict=True):
+        assert torch.equal(objects[0] > 0, torch.from_numpy(rendered.masks.any(0)))
+    edit = objective(edits=1.0).batch(3)
+    assert torch.equal(edit.objects, edit.change)
 
 
 def test_edit_batches_differ_inside_their_change_only():
@@ -119,22 +131,42 @@ def test_the_mask_sequence_follows_the_zeros_and_may_be_dropped():
     assert unet.seen["states"].shape[1] == 77
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
-def test_a_unet_that_says_zero_loses_the_power_of_what_was_asked(prediction_type):
-    one = objective(prediction_type)
+def loss_of_saying_zero(one: DecoderObjective, batch: EditBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a UNet that says zero, and what it was asked for [B, 4, h, w]."""
     one.components.unet = Watched(one.components.unet.config)
     torch.manual_seed(1)
-    loss, _ = one.loss(one.batch(0), 0)
+    loss, _ = one.loss(batch, 0)
     # Repeat the draws of the loss: latents, noise, times.
     torch.manual_seed(1)
     with torch.no_grad():
         vae = one.components.vae
-        latents = vae.encode(one.batch(0).target).latent_dist.sample() * vae.config.scaling_factor
+        latents = vae.encode(batch.target).latent_dist.sample() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
         times = torch.randint(0, 1000, (2,))
     signal = one.process.alphas_cumprod[times].view(-1, 1, 1, 1)
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    wanted = velocity if prediction_type == "v_prediction" else noise
+    return loss, velocity if one.process.config.prediction_type == "v_prediction" else noise
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_a_unet_that_says_zero_loses_the_power_of_what_was_asked(prediction_type):
+    """Objects weigh three times as much as the rest of their picture, and every picture the same."""
+    one = objective(prediction_type)
+    batch = one.batch(0)
+    loss, wanted = loss_of_saying_zero(one, batch)
+    weights = 1 + 2 * nn.functional.interpolate(batch.objects, size=wanted.shape[-2:], mode="area")
+    by_picture = (weights * wanted.square().mean(1, keepdim=True)).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+    torch.testing.assert_close(loss, by_picture.mean(), rtol=1e-4, atol=1e-5)
+    assert (loss - wanted.square().mean()).abs() > 1e-3
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_with_object_weight_1_or_no_objects_it_is_the_plain_mean(prediction_type):
+    one = objective(prediction_type, object_weight=1.0)
+    loss, wanted = loss_of_saying_zero(one, one.batch(0))
+    torch.testing.assert_close(loss, wanted.square().mean(), rtol=1e-4, atol=1e-5)
+    one = objective(prediction_type)
+    loss, wanted = loss_of_saying_zero(one, replace(one.batch(0), objects=None))
     torch.testing.assert_close(loss, wanted.square().mean(), rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.steps.encode import encode_tensors
 from diffusers_focus.steps.sequence import batch_rows, embed_prefix, suffix_row
 from diffusers_focus.training.language import OUTSIDE_WEIGHT, JointObjective, LanguageObjective, _selection_costs
-from diffusers_focus.training.stages import ADAPTERS, NEEDS, build_objective, get_stage
+from diffusers_focus.training.stages import ADAPTERS, NEEDS, STAGES, build_objective, get_stage
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
 
 from tests.tiny import SIZE, tiny_components
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
     assert [name for name, p in whole.parameters.items() if not torch.equal(p, resumed.parameters[name])] == []
 
 
-@pytest.mark.parametrize("name", ["0-vae", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "4"])
+@pytest.mark.parametrize("name", list(STAGES))
 def test_a_step_changes_what_its_stage_trains_and_nothing_else(name, tmp_path):
     recipe = get_stage(name)
     recipe = replace(recipe, batch_size=1, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
@@ -111,7 +111,7 @@ def test_the_words_loss_is_the_cross_entropy_of_whole_prompts():
     with torch.no_grad():
         _, figures = here.loss(batch, 1)
         components, losses = here.components, []
-        prefix, _ = embed_prefix(components, here.context, encode_tensors(components, batch.scenes.pixel_values))
+        prefix, _, _ = embed_prefix(components, here.context, encode_tensors(components, batch.scenes.pixel_values))
         for prompt in batch.texts:
             regions = None
             if prompt.region is not None:

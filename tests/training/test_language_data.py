@@ -91,6 +91,32 @@ def test_every_picture_has_the_same_number_of_mask_prompts_in_order(batches):
         assert [p.image for p in batch.masked] == [i for i in range(2) for _ in range(EVERYTHING.masks)]
 
 
+def test_twins_come_in_the_asked_share_and_only_a_region_means_one_of_them():
+    def twins(scene) -> set[int]:
+        alike = [replace(item, cx=0, cy=0) for item in scene.objects]
+        return {i for i, item in enumerate(alike) if alike.count(item) > 1}
+
+    def share(amount: float) -> float:
+        scenes = [draw(replace(PLAIN, twins=amount), step).scenes.scenes[0] for step in range(60)]
+        return float(np.mean([bool(twins(scene)) for scene in scenes]))
+
+    assert Mixture().twins > 0
+    assert share(0.0) == 0 and share(1.0) > 0.8
+    assert share(0.4) == pytest.approx(0.4, abs=0.15)
+    meant = 0
+    for step in range(30):
+        batch = draw(replace(EVERYTHING, twins=1.0), step)
+        pair = twins(batch.scenes.scenes[0])
+        for prompt in batch.masked:
+            if len(prompt.targets) == 1 and prompt.targets[0] in pair and prompt.region is not None:
+                meant += 1
+                raster = batch.regions[prompt.region, 0] > 0
+                (other,) = pair - set(prompt.targets)
+                mine, its = (int((raster & (batch.masks[0][i] > 0)).sum()) for i in (prompt.targets[0], other))
+                assert mine > its
+    assert meant > 10
+
+
 def test_names_go_from_left_to_right():
     scene = draw(PLAIN).scenes.scenes[0]
     first, second = scene.objects[0], scene.objects[1]
@@ -132,7 +158,12 @@ def test_edits_change_pixels_in_their_region_only(batches):
             inside = dilate(prompt.change[0, 0].numpy() > 0, 1)  # smoothed edges reach a pixel further
             before, after = scenes.pixel_values[prompt.image], batch.target_pixels[prompt.target]
             different = (before != after).any(0).numpy()
-            assert not (different & ~inside).any()
+            stray = different & ~inside
+            if scenes.scenes[prompt.image].antialias:
+                # Behind another object's smoothed edge a sliver may show through that is no pixel of any mask.
+                assert stray.sum() <= 2 and (before - after).abs().numpy()[:, stray].max(initial=0) < 0.1
+            else:
+                assert not stray.any()
             unconditional = "reconstruct" in user(prompt)
             assert different.any() != unconditional and unconditional == (prompt.target == prompt.image)
             kinds.add(user(prompt).split()[0])

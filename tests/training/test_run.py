@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffusers_focus.training.components import build_component, load_component, load_components, save_component
 from diffusers_focus.training.run import run_stage
-from diffusers_focus.training.stages import NEEDS, build_objective, get_stage
+from diffusers_focus.training.stages import ADAPTERS, NEEDS, build_objective, get_stage
 from diffusers_focus.training.trainer import Trainer
 
 SHORT = {"steps": 2, "batch_size": 2, "size": 64, "log_every": 1}
@@ -26,6 +26,33 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def saved_heads(root, stage: str) -> dict[str, torch.Tensor]:
+    """Training-only heads are no component: they are found in the checkpoint alone."""
+    saved = load_file(root / "stages" / stage / "checkpoint" / "weights.safetensors")
+    return {name.removeprefix("heads."): value for name, value in saved.items() if name.startswith("heads.")}
+
+
+def test_the_encoders_stage_goes_on_where_the_features_stage_stopped(tmp_path):
+    fresh = build_component("mask_decoder")
+    assert run_stage("0-features", tmp_path, overrides=SHORT, progress=False)
+    decoder, encoder = weights(tmp_path, "mask_decoder"), weights(tmp_path, "vision_encoder")
+    assert not same(decoder, fresh.state_dict())
+    recipe = replace(get_stage("0-encoders"), batch_size=2)
+    objective = build_objective(recipe, load_components(tmp_path, NEEDS[recipe.objective]), tmp_path)
+    modules = objective.modules()
+    heads, earlier = modules["heads"].state_dict(), saved_heads(tmp_path, "0-features")
+    assert {name.split(".")[0] for name in earlier} == {"object_words", "region_words"}
+    assert same(earlier, heads) and len(heads) > len(earlier)
+    # Pyramid and pixel decoder come as they were trained; queries and slots begin at their anchors.
+    found = modules["vision_encoder"].state_dict()
+    moved = {name.split(".")[0] for name, value in encoder.items() if not torch.equal(value, found[name])}
+    assert moved == {"query_adapter"}
+    found = modules["mask_decoder"].state_dict()
+    moved = {name for name, value in decoder.items() if not torch.equal(value, found[name])}
+    assert {name.split(".")[0] for name in moved} == {"query_embed", "pixel_decoder", "layers"}
+    assert {name for name in moved if name.startswith("pixel")} == {"pixel_decoder.position_projection.weight"}
+
+
 def test_the_language_stage_goes_on_where_the_encoders_stage_stopped(tmp_path):
     assert run_stage("0-encoders", tmp_path, overrides=SHORT, progress=False)
     assert {p.name for p in (tmp_path / "components").iterdir()} == {
@@ -34,19 +61,22 @@ def test_the_language_stage_goes_on_where_the_encoders_stage_stopped(tmp_path):
         "image_processor",
     }
     encoder = weights(tmp_path, "vision_encoder")
-    # The training-only heads are no component; the next stage takes them from the checkpoint.
-    recipe = get_stage("2")
-    objective = build_objective(recipe, load_components(tmp_path, NEEDS[recipe.objective]), tmp_path)
-    saved = load_file(tmp_path / "stages" / "0-encoders" / "checkpoint" / "weights.safetensors")
-    heads = objective.modules()["heads"].state_dict()
-    assert all(torch.equal(value, saved[f"heads.{name}"]) for name, value in heads.items())
-    assert same(objective.modules()["vision_encoder"].state_dict(), encoder)
+    # Seeing and speaking together takes the heads of the encoders' stage with it; the stage itself needs none.
+    for name in ("see", "language"):
+        recipe = replace(get_stage("2"), objective=name)
+        modules = build_objective(recipe, load_components(tmp_path, NEEDS[name]), tmp_path).modules()
+        assert same(modules["vision_encoder"].state_dict(), encoder)
+        assert ("heads" in modules) == (name == "see")
+        assert name != "see" or same(modules["heads"].state_dict(), saved_heads(tmp_path, "0-encoders"))
 
     assert run_stage("2", tmp_path, overrides={**SHORT, "batch_size": 1}, progress=False)
     written = {p.name for p in (tmp_path / "components").iterdir()}
     assert written == {"vision_encoder", "mask_decoder", "image_processor", "language_model", "lm_tokenizer"}
     trained = weights(tmp_path, "vision_encoder")
-    assert not same(trained, encoder)
+    moved = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, encoder[name])}
+    assert moved == set(ADAPTERS) - {
+        "pixel_projector"
+    }  # pixel tokens say little about what is asked: they are left out
     record = json.loads((tmp_path / "stages" / "2" / "recipe.json").read_text())
     assert record["complete"] and record["step"] == 2 and record["recipe"]["batch_size"] == 1
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from diffusers_focus.steps.sequence import FocusContext
 from diffusers_focus.training.components import CLASSES, build_component, load_component, save_component
 from diffusers_focus.training.run import OPTIONS, run_stage, with_overrides
 from diffusers_focus.training.stages import NEEDS, PAPER_STAGES, STAGES, build_objective, get_stage
@@ -18,9 +19,10 @@ from diffusers_focus.training.trainer import Trainer, select_parameters
 # Folders and logs of finished runs carry these names: adding one means adding it here; none may vanish.
 FROZEN = {
     "0-vae": ("autoencoder", {"vae"}),
+    "0-features": ("features", {"vision_encoder", "mask_decoder", "heads"}),
     "0-encoders": ("perception", {"vision_encoder", "mask_decoder", "heads"}),
     "1a-pixel": ("pixel_tokenizer", {"visual_tokenizer"}),
-    "2": ("see", {"language_model", "mask_decoder", "vision_encoder", "heads"}),
+    "2": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "1a-semantic": ("semantic_tokenizer", {"visual_tokenizer"}),
     "1b": ("decoder", {"unet"}),
     "3": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
@@ -61,8 +63,18 @@ def test_what_a_stage_freezes_stays_frozen(components, tmp_path):
     assert all(name.startswith("visual_tokenizer.semantic_") for name in trained("1a-semantic"))
     assert all(name.startswith("visual_tokenizer.pixel_") for name in trained("1a-pixel"))
     # The semantic codebook quantises the fused features: what makes them must not move once it is trained.
-    moved = {name.split(".")[1] for name in trained("3") if name.startswith("vision_encoder")}
-    assert moved == {"query_adapter", "vision_projector", "pixel_projector", "region_pooler"}
+    for stage in ("2", "3"):
+        moved = {name.split(".")[1] for name in trained(stage) if name.startswith("vision_encoder")}
+        assert moved == {"query_adapter", "vision_projector", "pixel_projector", "region_pooler"}, stage
+    # Naming what is under a mask needs no queries and no masks found.
+    moved = {tuple(name.split(".")[:2]) for name in trained("0-features") if not name.startswith("heads")}
+    assert moved == {
+        ("vision_encoder", "pyramid"),
+        ("vision_encoder", "region_pooler"),
+        ("vision_encoder", "vit"),
+        ("vision_encoder", "fusion"),
+        ("mask_decoder", "pixel_decoder"),
+    }
 
 
 @pytest.mark.parametrize("name", ["2", "3"])
@@ -70,8 +82,22 @@ def test_a_language_stage_makes_a_step(name, components, tmp_path):
     recipe = replace(get_stage(name), batch_size=1, steps=2)
     trainer = Trainer(recipe, build_objective(recipe, components, tmp_path), tmp_path / name, cpu=True)
     figures = trainer.train_step()
-    wanted = {"loss", "text", "names", "dice", "select"} | ({"geometry"} if name == "2" else {"codes", "edit"})
-    assert wanted <= figures.keys()
+    assert {"loss", "text", "names", "dice", "select"} <= figures.keys()
+    assert ({"codes", "edit"} <= figures.keys()) == (name == "3") and "geometry" not in figures
+
+
+def test_code_rows_are_initialised_by_the_stage_that_first_writes_codes(components, tmp_path):
+    vocabulary = FocusContext.of(components).vocabulary
+    table = components.language_model.get_input_embeddings().weight
+
+    def rows_after(stage: str) -> torch.Tensor:
+        build_objective(get_stage(stage), components, tmp_path)
+        return table.detach().clone()
+
+    with torch.no_grad():
+        table[vocabulary.level1_range[0]] = 1.0
+    assert rows_after("2")[vocabulary.level1_range[0]].eq(1).all()
+    assert not rows_after("3")[vocabulary.level1_range[0]].eq(1).any()
 
 
 def test_paper_table_has_the_four_stages():
@@ -125,9 +151,11 @@ def test_a_finished_stage_is_left_as_later_stages_made_it(tmp_path):
 
 def test_overrides_change_numbers_and_options():
     recipe = with_overrides(get_stage("0-encoders"), {"steps": 5, "learning_rate_scale": 0.5, "size": 64})
-    assert recipe.steps == 5 and recipe.options["size"] == 64
-    assert {group.learning_rate for group in recipe.groups} == {6e-4}
-    assert get_stage("0-encoders").options == {}  # the table itself is untouched
+    before = get_stage("0-encoders")
+    assert recipe.steps == 5 and recipe.options == {**before.options, "size": 64}
+    rates = [group.learning_rate for group in recipe.groups]
+    assert rates == pytest.approx([0.5 * group.learning_rate for group in before.groups]) and len(set(rates)) == 2
+    assert before.options == {"twins": 0.2}  # the table itself is untouched
     with pytest.raises(ValueError, match="'groups' is what makes recipe"):
         with_overrides(recipe, {"groups": ()})
     with pytest.raises(ValueError, match="no setting 'learning_rate' of a stage; choose one of .*learning_rate_scale"):
@@ -141,7 +169,7 @@ def test_every_option_an_objective_reads_may_be_overridden(root):
 
 
 def test_an_unknown_stage_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="no stage '5'; choose one of 0-vae, 0-encoders"):
+    with pytest.raises(ValueError, match="no stage '5'; choose one of 0-vae, 0-features, 0-encoders"):
         run_stage("5", tmp_path)
     with pytest.raises(ValueError, match="threads is 0"):
         run_stage("0-vae", tmp_path, threads=0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from diffusers_focus.training.batches import scene_batch
 from diffusers_focus.training.tokenizer import (
     JointTokenizerObjective,
+    PixelBatch,
     PixelTokenizerObjective,
     SemanticTokenizerObjective,
     code_usage,
@@ -80,9 +84,87 @@ def test_initialised_decoder_keeps_its_signal_and_starts_as_its_skip_path(parts)
 
 def test_batches_alternate_in_direction_and_crops_have_their_size(parts):
     plain = PixelTokenizerObjective(parts["visual_tokenizer"], recipe())
-    assert torch.equal(plain.batch(1), plain.batch(1)) and plain.batch(1).shape == (2, 3, SIZE, SIZE)
+    pixels = scene_batch(0, 1, 2, SIZE).pixel_values
+    assert torch.equal(plain.batch(1).pixels, pixels.flip(-1))
+    assert torch.equal(plain.batch(2).pixels, scene_batch(0, 2, 2, SIZE).pixel_values)
     cropped = PixelTokenizerObjective(parts["visual_tokenizer"], recipe(crop=32))
-    assert cropped.batch(0).shape == (2, 3, 32, 32)
+    assert cropped.batch(0).pixels.shape == (2, 3, 32, 32) and cropped.batch(0).weights.shape == (2, 1, 32, 32)
+
+
+@pytest.mark.parametrize("step", [0, 1])  # plain and mirrored
+def test_pixels_of_objects_weigh_more_and_all_weigh_1_in_the_mean(parts, step):
+    batch = PixelTokenizerObjective(parts["visual_tokenizer"], recipe(object_weight=5.0)).batch(step)
+    assert batch.weights.mean().item() == pytest.approx(1, abs=1e-5)
+    masks = torch.stack([torch.from_numpy(r.masks.any(0)) for r in scene_batch(0, step, 2, SIZE).rendered])
+    objects = masks.flip(-1) if step else masks
+    low, high = batch.weights.min(), batch.weights.max()
+    assert (high / low).item() == pytest.approx(5, rel=1e-5)
+    assert torch.equal(batch.weights[:, 0] == high, objects)
+
+
+def test_every_crop_shows_an_object(parts):
+    objective = PixelTokenizerObjective(parts["visual_tokenizer"], recipe(crop=16))
+    shown = 0
+    for step in range(40):
+        batch = objective.batch(step)
+        scenes = scene_batch(0, step, 2, SIZE)
+        for picture, crop, weights in zip(scenes.pixel_values, batch.pixels, batch.weights, strict=True):
+            picture = picture.flip(-1) if step % 2 else picture
+            windows = picture.unfold(1, 16, 1).unfold(2, 16, 1)  # [3, y, x, 16, 16]
+            assert (windows == crop[:, None, None]).all(-1).all(-1).all(0).any()  # a part of its own picture
+            shown += int((weights == batch.weights.max()).any() and weights.max() > 0)
+    assert shown == 80
+
+
+def test_the_pixel_losses_are_weighted_means_and_psnr_is_not(parts):
+    tokenizer = parts["visual_tokenizer"]
+    objective = PixelTokenizerObjective(tokenizer, recipe(edge_weight=0.0))
+    batch = objective.batch(0)
+    with torch.no_grad():
+        total, figures = objective.loss(batch, 0)
+        codes = tokenizer.quantize_pixels(tokenizer.encode_pixels(batch.pixels))[0]
+        error = tokenizer.decode(torch.zeros_like(codes), codes) - batch.pixels
+        plain, _ = objective.loss(PixelBatch(batch.pixels, torch.ones_like(batch.weights)), 0)
+    inside = (batch.weights == batch.weights.max())[:, 0]
+    mean = error.abs().mean(1)
+    weighed = (4 * mean[inside].sum() + mean[~inside].sum()) / (4 * inside.sum() + (~inside).sum())
+    assert figures["l1"] == pytest.approx(weighed.item(), rel=1e-4)
+    assert figures["psnr"] == pytest.approx(10 * math.log10(4 / error.square().mean().item()), rel=1e-4)
+    of_objects = error.square().mean(1)[inside].mean().item()
+    assert figures["psnr_objects"] == pytest.approx(10 * math.log10(4 / of_objects), rel=1e-4)
+    expected = error.abs().mean() + error.square().mean() + figures["vq"]
+    assert plain.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert abs(plain.item() - total.item()) > 1e-3
+
+
+def test_entropy_is_rewarded_where_it_is_asked_for(parts):
+    tokenizer = parts["visual_tokenizer"]
+    objective = PixelTokenizerObjective(tokenizer, recipe(entropy_weight=0.1))
+    batch = objective.batch(0)
+    with torch.no_grad():
+        rewarded, figures = objective.loss(batch, 0)
+        objective.entropy_weight = 0.0
+        plain, without = objective.loss(batch, 0)
+    assert "entropy" not in without
+    assert rewarded.item() == pytest.approx(plain.item() - 0.1 * figures["entropy"], rel=1e-4)
+    # Sure and even use of n codes has entropy log n; one code, or no preference at all, has none.
+    with torch.no_grad():
+        quantizer = tokenizer.pixel_quantizer
+        quantizer.code_transform.weight.copy_(1000 * torch.eye(4))
+        table = quantizer.lookup(torch.arange(8))
+    assert objective._entropy(table.T[None, :, None]).item() == pytest.approx(math.log(8), abs=1e-3)
+    assert objective._entropy(table[:1].expand(8, -1).T[None, :, None]).item() == pytest.approx(0, abs=1e-3)
+    with torch.no_grad():
+        quantizer.code_transform.weight.zero_()
+    assert objective._entropy(table.T[None, :, None]).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_entropy_teaches_the_encoder_and_leaves_the_codebook(parts):
+    tokenizer = parts["visual_tokenizer"]
+    objective = PixelTokenizerObjective(tokenizer, recipe(entropy_weight=0.1))
+    features = tokenizer.encode_pixels(objective.batch(0).pixels)
+    objective._entropy(tokenizer.pixel_quant_conv(features)).backward()
+    assert with_gradient(tokenizer) == {"pixel_encoder", "pixel_quant_conv"}
 
 
 def test_semantic_branch_alone_learns_from_frozen_features(parts):
@@ -100,7 +182,7 @@ def test_joint_decoder_reads_semantic_codes_without_teaching_them(parts):
     tokenizer, options = parts["visual_tokenizer"], {"vision_encoder": parts["vision_encoder"], **SIZES}
     objective = JointTokenizerObjective(tokenizer, recipe(semantic_drop=0.0), **options)
     batch = objective.batch(0)
-    codes = objective.semantic_codes(batch, torch.zeros(2, 4, 4, 4))
+    codes = objective.semantic_codes(batch.pixels, torch.zeros(2, 4, 4, 4))
     assert codes.shape == (2, 4, 2, 2) and codes.any() and not codes.requires_grad
     loss, _ = objective.loss(batch, 0)
     loss.backward()
@@ -123,8 +205,8 @@ def test_adversary_and_tokenizer_do_not_train_each_other(parts):
     discriminator = objective.modules()["discriminator"]
     batch = objective.batch(0)
     assert "discriminator" not in objective.loss(batch, 0)[1]  # not before its first step
-    fake = torch.randn_like(batch, requires_grad=True)
-    total, _ = objective._adversarial(batch, fake)
+    fake = torch.randn_like(batch.pixels, requires_grad=True)
+    total, _ = objective._adversarial(batch.pixels, fake)
     total.backward()
     judged = {name: p.grad.clone() for name, p in discriminator.named_parameters()}
     assert fake.grad is not None and fake.grad.any()
@@ -132,7 +214,7 @@ def test_adversary_and_tokenizer_do_not_train_each_other(parts):
     discriminator.zero_grad()
     from diffusers_focus.training.losses import hinge_loss
 
-    hinge_loss(discriminator(batch), discriminator(fake.detach())).backward()
+    hinge_loss(discriminator(batch.pixels), discriminator(fake.detach())).backward()
     for name, p in discriminator.named_parameters():
         torch.testing.assert_close(judged[name], p.grad)
 

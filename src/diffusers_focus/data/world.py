@@ -369,6 +369,29 @@ def sample_scene(seed: int, num_objects: int | None = None, held_out: str = "exc
     return replace(empty, objects=tuple(objects), background=_sample_background(rng, objects))
 
 
+def with_twin(scene: Scene, index: int, rng: np.random.Generator, gap: float = 0.0, size: int = 128) -> Scene | None:
+    """The scene with an identical twin of an object added on top of the others: only its place tells it apart.
+
+    Args:
+        scene: The scene.
+        index: The object to double.
+        rng: Draws the place.
+        gap: Room between the two bounding circles, as a fraction of the side.
+        size: The image side at which at least 60% of every object is made sure to be visible.
+
+    Returns:
+        The scene with the twin as its last object, or None where no room was found.
+    """
+    item = scene.objects[index]
+    for _ in range(40):
+        cx, cy = (round(float(value), 5) for value in rng.uniform(item.r, 1.0 - item.r, size=2))
+        doubled = replace(scene, objects=(*scene.objects, replace(item, cx=cx, cy=cy)))
+        apart = math.hypot(cx - item.cx, cy - item.cy) > 2.0 * item.r + gap
+        if apart and min(visible_fractions(doubled, size)) >= MIN_VISIBLE + 0.03:
+            return doubled
+    return None
+
+
 def _sample_objects(
     rng: np.random.Generator, count: int, held_out: str, empty: Scene, size: int
 ) -> list[WorldObject] | None:

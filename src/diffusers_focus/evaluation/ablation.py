@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..data.language import EDIT_KINDS, Edit
 from ..data.regions_sampling import dilate, region_prompt
-from ..data.world import COLOURS, HELD_OUT_PAIRS, MIN_VISIBLE, Scene, WorldObject, render, visible_fractions
+from ..data.world import COLOURS, HELD_OUT_PAIRS, Scene, WorldObject, render, with_twin
 from . import metrics
 from .edits import SUPPORT_DILATION, edit_sample, edit_truth, is_right, seeded, to_levels
 from .tasks import Batch, figure, scene_rng, union_mask
@@ -59,16 +59,16 @@ def twin_scene(scene: Scene) -> tuple[Scene, int, int, str] | None:
             continue
         others = tuple(other for other in scene.objects if other.pair != item.pair)
         colours = _far_colours(item)
-        for _ in range(40):
-            cx, cy = (round(float(value), 5) for value in rng.uniform(item.r, 1.0 - item.r, size=2))
-            apart = np.hypot(cx - item.cx, cy - item.cy) > 2.0 * item.r + 0.1  # room for both grown masks
-            doubled = replace(scene, objects=(*others, item, replace(item, cx=cx, cy=cy)))
-            if apart and colours and min(visible_fractions(doubled)) >= MIN_VISIBLE:
-                colour = colours[int(rng.integers(len(colours)))]
-                chosen, twin = len(others), len(others) + 1
-                if rng.random() < 0.5:
-                    chosen, twin = twin, chosen
-                return doubled, chosen, twin, f"make the {item.colour} {item.shape} {colour}"
+        if not colours:
+            continue
+        # The two last, with room between their grown masks.
+        doubled = with_twin(replace(scene, objects=(*others, item)), len(others), rng, gap=0.1)
+        if doubled is not None:
+            colour = colours[int(rng.integers(len(colours)))]
+            chosen, twin = len(others), len(others) + 1
+            if rng.random() < 0.5:
+                chosen, twin = twin, chosen
+            return doubled, chosen, twin, f"make the {item.colour} {item.shape} {colour}"
     return None
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
+from ._position import sine_position_2d
+
 NUM_LEVELS = 3  # scales of the deformable encoder and of the masked attention: strides 32, 16, 8
 
 
@@ -209,6 +211,9 @@ class MaskPixelDecoder(nn.Module):
         for conv in (self.lateral[0], self.merge[0], self.mask_projection):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         nn.init.zeros_(self.mask_projection.bias)
+        # Where a pixel is, for prompts that mean a place. Zero at first: Mask2Former's weights keep their meaning.
+        self.position_projection = nn.Linear(mask_dim, mask_dim, bias=False)
+        nn.init.zeros_(self.position_projection.weight)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> FocusPixelFeatures:
         finest, *coarser = feature_maps
@@ -237,9 +242,11 @@ class MaskPixelDecoder(nn.Module):
         ]
         lateral = self.lateral(finest)
         upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return FocusPixelFeatures(
-            mask_features=self.mask_projection(self.merge(lateral + upsampled)), multi_scale=tuple(maps)
-        )
+        mask_features = self.mask_projection(self.merge(lateral + upsampled))
+        height, width = mask_features.shape[-2:]
+        places = sine_position_2d(height, width, mask_features.shape[1], mask_features.device, mask_features.dtype)
+        places = self.position_projection(places).T.unflatten(1, (height, width))
+        return FocusPixelFeatures(mask_features=mask_features + places, multi_scale=tuple(maps))
 
 
 def _cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor:

@@ -45,6 +45,7 @@ class FocusEditMixin(FocusSegmentMixin):
 
     _guidance_scale = 1.0
     _interrupt = False
+    _warned = False
     _num_timesteps = 0
 
     @property
@@ -187,7 +188,8 @@ class FocusEditMixin(FocusSegmentMixin):
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
             mask_dilation, mask_blur,
         )  # fmt: skip
-        if not config.images_trained:
+        if not config.images_trained and not self._warned:
+            self._warned = True
             logger.warning(
                 "The language model of this checkpoint was not trained to write images: where an edit goes is its answer, what it "
                 "puts there means nothing yet."

@@ -85,6 +85,8 @@ class PromptStyle:
         before_image: template before the images of tasks that write an image.
         between_images: text between two images.
         queries: whether query slots follow each image.
+        writes_in_place: whether an image written over an image takes that image's positions instead of going on counting: the
+            source's token at a place is then always at the same distance, however long the instruction is.
     """
 
     name: str
@@ -94,6 +96,7 @@ class PromptStyle:
     before_image: str = ""
     between_images: str = ""
     queries: bool = True
+    writes_in_place: bool = True
     class_separator: str = ", "
 
     def prefix(
@@ -188,6 +191,7 @@ ILLUME = PromptStyle(
     before_image="{tag}",
     between_images="\n",
     queries=False,
+    writes_in_place=False,
 )
 
 PROMPT_STYLES: Mapping[str, PromptStyle] = MappingProxyType({style.name: style for style in (FOCUS, ILLUME)})

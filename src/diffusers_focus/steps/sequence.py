@@ -75,10 +75,14 @@ class PrefixCache:
     Args:
         layers: (keys, values) of each layer, [B, kv heads, P, head dim].
         mask: bool [B, P], False at left padding (prompts with different numbers of images).
+        image_starts: int64 [B], position of the first token of the first image, for styles that write in place; else None.
+        skipped: positions that were left out, and that suffixes count all the same.
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     mask: torch.Tensor
+    image_starts: torch.Tensor | None = None
+    skipped: int = 0
 
     @property
     def length(self) -> int:
@@ -100,6 +104,7 @@ class PromptRow:
         answers: for each position whether the model is to write it.
         regions: (position, region) pairs.
         mask_slots: position of the first mask slot, -1 without.
+        codes: (position, length) of a written image, None without.
     """
 
     ids: list[int]
@@ -107,6 +112,7 @@ class PromptRow:
     answers: list[bool]
     regions: list[tuple[int, int]]
     mask_slots: int = -1
+    codes: tuple[int, int] | None = None
 
 
 @dataclass
@@ -120,6 +126,7 @@ class SuffixBatch:
         labels: int64 [R, T], the id at each position where the model is to write it, else -100.
         conditions: int64 [R, T], -1 for none.
         mask_slots: int64 [R], first mask slot, -1 without.
+        codes: R (position, length) of written images, None without.
     """
 
     embeds: torch.Tensor
@@ -128,6 +135,7 @@ class SuffixBatch:
     labels: torch.Tensor
     conditions: torch.Tensor
     mask_slots: torch.Tensor
+    codes: list[tuple[int, int] | None]
 
 
 def image_block(
@@ -183,8 +191,9 @@ def embed_prefix(
     *,
     task: str | None = None,
     num_prompts: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [B, P, H] and mask bool [B, P] of the prefixes of a batch of prompts, left-padded.
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Embeddings [B, P, H] and mask bool [B, P] of the prefixes of a batch of prompts, left-padded, and for each the position of
+    its first image's first token, -1 without.
 
     Args:
         encoding: the images; None for prompts without (text to image): then `num_prompts` equal prefixes.
@@ -198,8 +207,9 @@ def embed_prefix(
             components, context.vocabulary, encoding.vision.vision_tokens, encoding.vision.pixel_tokens
         )
         queries = encoding.vision.query_tokens
-    rows, first = [], 0
+    rows, starts, first = [], [], 0
     for number in counts:
+        start = -1
         size = encoding.size if encoding is not None else None
         parts = context.style.prefix(number, task=task, height_width=size)
         pieces = []
@@ -208,12 +218,14 @@ def embed_prefix(
                 ids = torch.tensor(segment.ids, device=_device_of(table))
                 pieces.append(table(ids))
             elif segment.kind == IMAGE and blocks is not None:
+                start = sum(len(piece) for piece in pieces) if start < 0 else start
                 pieces.append(blocks[first + (segment.index or 0)])
             elif segment.kind == QUERIES and queries is not None:
                 pieces.append(queries[first + (segment.index or 0)])
         rows.append(torch.cat([p.to(pieces[0].dtype) for p in pieces]))
+        starts.append(start)
         first += number
-    return _pad(rows, left=True)
+    return *_pad(rows, left=True), starts
 
 
 def encode_prefix(
@@ -223,16 +235,33 @@ def encode_prefix(
     *,
     task: str | None = None,
     num_prompts: int = 1,
+    pixel_tokens: bool = True,
 ) -> PrefixCache:
-    """Run the prefixes through the language model, once per encoding (see `embed_prefix` for the arguments)."""
+    """Run the prefixes through the language model, once per encoding (see `embed_prefix` for the other arguments).
+
+    Args:
+        pixel_tokens: False leaves the continuous pixel tokens out, everything else keeps its position: four fifths of a prefix
+            of focus-tiny, which say little about what a question asks. For training; needs one image a prompt.
+    """
     key = task if context.style.before_image else None
-    if encoding is not None and key in encoding.prefixes:
+    if encoding is not None and pixel_tokens and key in encoding.prefixes:
         return encoding.prefixes[key]
-    embeds, mask = embed_prefix(components, context, encoding, task=task, num_prompts=num_prompts)
+    if encoding is not None and not pixel_tokens and any(count != 1 for count in encoding.counts):
+        raise ValueError(f"pixel_tokens=False needs one image a prompt, got prompts of {tuple(encoding.counts)} images.")
+    embeds, mask, starts = embed_prefix(components, context, encoding, task=task, num_prompts=num_prompts)
+    positions = counted_positions(mask, mask.shape[1])
+    skipped = 0
+    if encoding is not None and not pixel_tokens:
+        (hs, ws), (hp, wp) = encoding.vision.vision_tokens.shape[1:3], encoding.vision.pixel_tokens.shape[1:3]
+        first, skipped = starts[0] + 4 + hs * (ws + 1), hp * (wp + 1)  # after the semantic rows and four markers
+        kept = torch.cat([torch.arange(first), torch.arange(first + skipped, mask.shape[1])]).to(mask.device)
+        embeds, mask, positions = embeds[:, kept], mask[:, kept], positions[:, kept]
     cache = DynamicCache()
-    _run(components.language_model, embeds, mask, cache)
-    result = PrefixCache([(layer.keys, layer.values) for layer in cache.layers], mask)
-    if encoding is not None:
+    _run(components.language_model, embeds, mask, cache, positions)
+    in_place = context.style.writes_in_place and encoding is not None
+    image_starts = torch.tensor(starts, device=mask.device) if in_place else None
+    result = PrefixCache([(layer.keys, layer.values) for layer in cache.layers], mask, image_starts, skipped)
+    if encoding is not None and not skipped:
         encoding.prefixes[key] = result
     return result
 
@@ -260,6 +289,7 @@ def suffix_row(
             row.mask_slots = len(row.ids)
             _extend(row, [SLOT] * num_mask_slots, -1, False)
         elif segment.kind == CODES:
+            row.codes = (len(row.ids), len(code_ids)) if code_ids else None
             _extend(row, list(code_ids), -1, True)
         else:
             raise ValueError(
@@ -298,6 +328,7 @@ def batch_rows(
     labels = torch.full((len(rows), length), IGNORED)
     mask = torch.zeros((len(rows), length), dtype=torch.bool)
     starts = torch.full((len(rows),), -1)
+    codes: list[tuple[int, int] | None] = []
     slot_rows, slot_positions, slot_regions = [], [], []
     region = 0
     for i, row in enumerate(rows):
@@ -310,6 +341,7 @@ def batch_rows(
         mask[i, here] = True
         if row.mask_slots >= 0:
             starts[i] = row.mask_slots + shift
+        codes.append(None if row.codes is None else (row.codes[0] + shift, row.codes[1]))
         first = region_offsets[i] if region_offsets is not None else region
         for position, index in row.regions:
             slot_rows.append(i)
@@ -335,7 +367,7 @@ def batch_rows(
             slots.to(embeds.dtype)[None].expand(len(with_masks), -1, -1),
         )
     return SuffixBatch(
-        embeds, mask.to(device), ids.to(device), labels.to(device), conditions.to(device), starts.to(device)
+        embeds, mask.to(device), ids.to(device), labels.to(device), conditions.to(device), starts.to(device), codes
     )
 
 
@@ -355,7 +387,12 @@ def run_suffixes(
     rows = rows.to(batch.mask.device)
     cache = prefix.cache(rows)
     mask = torch.cat([prefix.mask[rows], batch.mask], dim=1)
-    return _run(components.language_model, batch.embeds, mask, cache), cache, mask
+    positions = counted_positions(mask, batch.embeds.shape[1]) + prefix.skipped
+    for row, span in enumerate(batch.codes):
+        if span is not None and prefix.image_starts is not None:
+            here = slice(span[0], span[0] + span[1])
+            positions[row, here] = image_positions(prefix, rows[row : row + 1], 0, span[1])[0]
+    return _run(components.language_model, batch.embeds, mask, cache, positions), cache, mask
 
 
 def extend(
@@ -364,6 +401,7 @@ def extend(
     cache: DynamicCache,
     mask: torch.Tensor,
     new: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Feed further positions to a cache from `run_suffixes`.
 
@@ -371,6 +409,7 @@ def extend(
         embeds: [R, t, H].
         mask: bool [R, what is in the cache].
         new: bool [R, t], False where a row has nothing to say; default: all True.
+        positions: int64 [R, t]; default: they go on counting.
 
     Returns:
         Hidden states [R, t, H] and the grown mask.
@@ -378,13 +417,33 @@ def extend(
     if new is None:
         new = torch.ones(embeds.shape[:2], dtype=torch.bool, device=mask.device)
     mask = torch.cat([mask, new], dim=1)
-    return _run(components.language_model, embeds, mask, cache), mask
+    return _run(components.language_model, embeds, mask, cache, positions), mask
 
 
-def _run(language_model: Any, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-    """Last hidden states of new positions; positions count what is not masked, as `generate` does."""
-    length = embeds.shape[1]
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+def counted_positions(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions [R, length] of the last `length` tokens: they count what is not masked, as `generate` does."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+
+
+def image_positions(prefix: PrefixCache, rows: torch.Tensor, first: int, stop: int) -> torch.Tensor | None:
+    """Positions [R, stop - first] of tokens `first` to `stop` of images written over those of prompts `rows` [R]; None where
+    the style goes on counting.
+    """
+    if prefix.image_starts is None:
+        return None
+    return prefix.image_starts[rows][:, None] + torch.arange(first, stop, device=rows.device)
+
+
+def _run(
+    language_model: Any,
+    embeds: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Last hidden states of new positions."""
+    if positions is None:
+        positions = counted_positions(mask, embeds.shape[1])
     out = language_model.model(
         inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
     )

@@ -14,7 +14,7 @@ import torch
 from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
 from .sampling import Generators, draw_ids, is_greedy, uniform_numbers
-from .sequence import PrefixCache, PromptRow, batch_rows, extend, run_suffixes
+from .sequence import PrefixCache, PromptRow, batch_rows, extend, image_positions, run_suffixes
 
 
 def block_template(
@@ -123,7 +123,9 @@ def write_codes(
     for position in positions:
         if position > fed:
             run = ids[:, fed:position]
-            hidden, mask = extend(components, table(run.repeat(2, 1) if guided else run), cache, mask)
+            places = image_positions(prefix, prompt_rows.to(device), fed, position)
+            embeds = table(run.repeat(2, 1) if guided else run)
+            hidden, mask = extend(components, embeds, cache, mask, positions=places)
             fed = position
         logits = components.language_model.lm_head(hidden[:, -1])[:, first[position] : stop[position]]
         if guided:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data.world import Rendered, Scene, render, sample_scene
+from ..data.world import Rendered, Scene, render, sample_scene, with_twin
 
 FIRST_HELD_OUT_SEED = 1_000_000
 SEED_SPACE = FIRST_HELD_OUT_SEED  # training seeds are 0 .. 999,999, as data/world.py's contract demands
@@ -38,8 +38,29 @@ def sample_seed(seed: int, index: int) -> int:
     return ((index + 1) * 611_953 + seed * 104_729) % SEED_SPACE
 
 
-def scene_batch(seed: int, step: int, batch_size: int, size: int = 128) -> SceneBatch:
-    """Draw the scenes of one step; no held-out pair and no held-out seed ever appears."""
-    scenes = [sample_scene(sample_seed(seed, step * batch_size + i), size=size) for i in range(batch_size)]
+def scene_batch(
+    seed: int,
+    step: int,
+    batch_size: int,
+    size: int = 128,
+    *,
+    num_objects: tuple[int, int] | None = None,
+    twins: float = 0.0,
+) -> SceneBatch:
+    """Draw the scenes of one step; no held-out pair and no held-out seed ever appears.
+
+    Args:
+        num_objects: fewest and most objects of a picture; None draws as the world does (2 to 5).
+        twins: share of pictures in which one object gets an identical twin, which only its place tells apart.
+    """
+    scenes = []
+    for i in range(batch_size):
+        number = sample_seed(seed, step * batch_size + i)
+        rng = np.random.default_rng((number, seed, 4))
+        count = None if num_objects is None else int(rng.integers(num_objects[0], num_objects[1] + 1))
+        scene = sample_scene(number, count, size=size)
+        if twins and rng.random() < twins:
+            scene = with_twin(scene, int(rng.integers(len(scene.objects))), rng, size=size) or scene
+        scenes.append(scene)
     rendered = [render(scene, size) for scene in scenes]
     return SceneBatch(scenes, rendered, to_pixel_values([r.image for r in rendered]))

@@ -28,7 +28,7 @@ from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..processing.prompts import FOCUS
 from ..processing.vocabulary import build_tiny_tokenizer, extend_tokenizer
-from .initialize import initialize_convolutions
+from .initialize import initialize_convolutions, initialize_pyramid
 
 CLASSES: dict[str, Any] = {
     "vision_encoder": FocusVisionEncoder,
@@ -89,6 +89,8 @@ def build_component(name: str, variant: str = "focus-tiny", *, seed: int = 0) ->
         initialize_convolutions(component)
         with torch.no_grad():  # a posterior of small spread to begin with: noise of unit size drowns an untrained code
             component.quant_conv.bias[config["latent_channels"] :] = -6
+    elif name == "vision_encoder" and component.pyramid is not None:
+        initialize_pyramid(component.pyramid)
     elif name == "unet":
         initialize_convolutions(component)
         torch.nn.init.zeros_(component.conv_out.weight)

@@ -35,11 +35,13 @@ class EditBatch:
         target: float [B, 3, S, S] in [-1, 1].
         source: the same before the edit, or None where nothing was edited (stage 1b).
         change: float [B, 1, S, S], where source and target differ, or None.
+        objects: float [B, 1, S, S], the pixels that weigh more: objects, or the change; None where all weigh the same.
     """
 
     target: torch.Tensor
     source: torch.Tensor | None = None
     change: torch.Tensor | None = None
+    objects: torch.Tensor | None = None
 
 
 class DecoderObjective:
@@ -49,8 +51,9 @@ class DecoderObjective:
         components: vae, unet, scheduler, visual_tokenizer; vision_encoder and image_processor unless `semantic_drop` is 1;
             mask_conditioner where edits are trained.
         recipe: options `size` 128; `edits` 0, share of batches that are edits with their mask (stage 4); `noise_samples` 0.5 and
-            `noise_tokens` 0.1; `semantic_drop` 0.1; `pixel_drop` 0.1 (paper 0.5); `map_drop` 0.05; `mask_drop` 0.1;
-            `resolution_index` 0.
+            `noise_tokens` 0.1; `semantic_noise` as `noise_tokens`, of the semantic codes; `semantic_drop` 0.1; `pixel_drop` 0.1
+            (paper 0.5); `map_drop` 0.05; `mask_drop` 0.1; `object_weight` 3, weight of latents of objects (stage 4: of the
+            change) over the others; `resolution_index` 0.
     """
 
     def __init__(self, components: Any, recipe: StageRecipe):
@@ -59,8 +62,10 @@ class DecoderObjective:
         self.size = options.get("size", 128)
         self.edits = options.get("edits", 0.0)
         self.noise = (options.get("noise_samples", 0.5), options.get("noise_tokens", 0.1))
+        self.semantic_noise = (self.noise[0], options.get("semantic_noise", self.noise[1]))
         self.drops = (options.get("semantic_drop", 0.1), options.get("pixel_drop", 0.1), options.get("map_drop", 0.05))
         self.mask_drop = options.get("mask_drop", 0.1)
+        self.object_weight = options.get("object_weight", 3.0)
         self.resolution_index = float(options.get("resolution_index", 0))
         if self.drops[0] >= 1:  # input channels that are never seen must not act when they are
             code_width = components.visual_tokenizer.config.code_dim
@@ -89,12 +94,14 @@ class DecoderObjective:
         scenes = scene_batch(recipe.seed, step, recipe.batch_size, self.size)
         rng = np.random.default_rng((recipe.seed, step, 3))
         if rng.random() >= self.edits:
-            return EditBatch(scenes.pixel_values)
+            objects = np.stack([r.masks.any(0) for r in scenes.rendered])
+            return EditBatch(scenes.pixel_values, objects=torch.from_numpy(objects).float()[:, None])
         edits = [sample_edit(scene, rng) for scene in scenes.scenes]
         grow = [int(rng.integers(0, 5)) for _ in edits]
         change = [edit_support(s, e, self.size, dilation=g) for s, e, g in zip(scenes.scenes, edits, grow, strict=True)]
         target = to_pixel_values([render(edit.result, self.size).image for edit in edits])
-        return EditBatch(target, scenes.pixel_values, torch.from_numpy(np.stack(change)).float()[:, None])
+        region = torch.from_numpy(np.stack(change)).float()[:, None]
+        return EditBatch(target, scenes.pixel_values, region, region)
 
     def loss(self, batch: EditBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean squared error of the scheduler's prediction type."""
@@ -119,7 +126,10 @@ class DecoderObjective:
             "time_ids": latents.new_tensor([0, 0, 0, 0, 0, self.resolution_index]).expand(count, -1),
         }
         out = unet(torch.cat([noisy, resized], 1), times, states, added_cond_kwargs=conditions).sample.float()
-        errors = (out - wanted).square().mean((1, 2, 3))
+        weights = torch.ones_like(latents[:, :1])
+        if batch.objects is not None:
+            weights += (self.object_weight - 1) * resample_mask(batch.objects, tuple(latents.shape[-2:]))
+        errors = (weights * (out - wanted).square()).mean((1, 2, 3)) / weights.mean((1, 2, 3))
         early = times > self.process.config.num_train_timesteps // 2
         figures = {
             "mse_noisy_half": errors.detach()[early].mean().item() if early.any() else float("nan"),
@@ -143,7 +153,10 @@ class DecoderObjective:
             indices = self._indices(batch, self._semantic_indices)
             semantic = tokenizer.semantic_quantizer.lookup(indices).movedim(-1, 1)
             semantic = replace_codes(
-                semantic, tokenizer.semantic_quantizer.lookup, tokenizer.config.semantic_codebook_size, *self.noise
+                semantic,
+                tokenizer.semantic_quantizer.lookup,
+                tokenizer.config.semantic_codebook_size,
+                *self.semantic_noise,
             )
             semantic = drop_samples(semantic, semantic_drop)
         return drop_samples(tokenizer.merge(semantic.float(), codes.float()), map_drop)

@@ -7,7 +7,17 @@ network begins as its own skip path. Measured on the VAE after 120 steps of 16 c
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import nn
+from transformers import ConvNextBackbone
+
+from ..models._pixel_decoder import sine_positions
+from ..models._position import sine_position_2d
+from ..models.mask_decoder import FocusMaskDecoder
+from ..models.vision_encoder import FocusVisionEncoder
+from ..processing.vocabulary import FocusVocabulary
 
 RESIDUAL_OUTPUTS = ("conv2", "proj_out")
 
@@ -24,3 +34,80 @@ def initialize_convolutions(network: nn.Module, keep: tuple[str, ...] = ()) -> n
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     return network
+
+
+def initialize_pyramid(pyramid: ConvNextBackbone) -> ConvNextBackbone:
+    """Initialise every layer of a ConvNeXt by its fan-in, layer scales as the config says.
+
+    ConvNeXt's own start (standard deviation 0.02 everywhere) is made for widths from 96 up; at width 24 a block then adds less
+    than a hundredth of its input, and shapes, which need several layers, stayed unlearned. Measured on "which of eight shapes"
+    from the stride-8 features after 160 s on one core: 0.64 right instead of 0.30.
+    """
+    for module in pyramid.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return pyramid
+
+
+def initialize_code_rows(language_model: nn.Module, visual_tokenizer: nn.Module, vocabulary: FocusVocabulary) -> None:
+    """Give the visual tokens' rows of the word table the geometry of their codebooks, in place.
+
+    A row is a random linear image of its code's vector and squared length, with some noise of its own. Codes that look alike
+    then begin with like embeddings and like logits: the language model has to learn a vector of `code_dim` numbers for each cell
+    rather than one of a thousand unrelated names. The scale of the rows stays what it was.
+    """
+    table = language_model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    levels = (
+        (visual_tokenizer.semantic_quantizer, vocabulary.level0_range),
+        (visual_tokenizer.pixel_quantizer, vocabulary.level1_range),
+    )
+    with torch.no_grad():
+        for quantizer, (first, stop) in levels:
+            codes = quantizer.lookup(torch.arange(len(quantizer.frozen_codebook), device=table.device)).float()
+            values = torch.cat([codes, codes.square().sum(1, keepdim=True)], dim=1)
+            values = (values - values.mean(0)) / values.std(0).clamp(min=1e-6)
+            mix = torch.randn(values.shape[1], table.shape[1], generator=generator).to(table.device)
+            rows = values @ mix / values.shape[1] ** 0.5
+            noise = torch.randn(rows.shape, generator=generator).to(table.device)
+            scale = language_model.config.initializer_range
+            table[first:stop] = ((0.9 * rows + 0.45 * noise) * scale).to(table.dtype)
+
+
+def initialize_anchors(vision_encoder: FocusVisionEncoder, mask_decoder: FocusMaskDecoder) -> None:
+    """Let every query begin by looking at its own cell of a grid; the slot of the same number is told the same place. In place.
+
+    Queries and slots that begin as noise first sort themselves by colour, which says what an object is before it says which:
+    after 1,000 steps of 8 pictures they still did not know where (mean error of place and size 0.155 of the side, what guessing
+    gives). The place is written into the query's content and into the slot's position; projections begin as (nearly) equal for
+    queries and keys, so that equal places attract. Gates start open: closed ones protect a trained language model from an
+    untrained adapter, here both are untrained, and from 0 they had moved to 0.1 at most after 700 steps.
+    """
+    adapter = vision_encoder.query_adapter
+    assert adapter is not None
+    count, dim = adapter.queries.weight.shape
+    side = math.ceil(count**0.5)
+    device = adapter.queries.weight.device
+    with torch.no_grad():
+        heads = dim // adapter.head_dim
+        places = sine_position_2d(side, side, adapter.head_dim, device, torch.float32)[:count]
+        # Waves much shorter than a cell of the grid only add noise to "how far away is it".
+        octave = torch.linspace(0, 7, adapter.head_dim // 4, device=device).repeat(4)
+        places = (places / (1 + (torch.exp2(octave) / (2 * side)) ** 2)).repeat(1, heads)
+        adapter.queries.weight.copy_(math.sqrt(2) * places + 0.1 * torch.randn_like(places))
+        for layer in adapter.layers:
+            # At twice the identity half of a query's attention lies in its own cell.
+            nn.init.eye_(layer.to_q.weight).mul_(2).add_(0.02 * torch.randn_like(layer.to_q.weight))
+            layer.gamma.fill_(1.0)
+            layer.beta.fill_(1.0)
+        slots = mask_decoder.config.num_slots
+        side = math.ceil(slots**0.5)
+        places = sine_positions(2 * side, 2 * side, mask_decoder.config.hidden_dim, device)
+        centres = places.view(2 * side, 2 * side, -1)[::2, ::2].flatten(0, 1)[:slots]
+        mask_decoder.query_embed.weight.copy_(centres)
+        position = mask_decoder.pixel_decoder.position_projection.weight
+        nn.init.normal_(position, std=0.5 * position.shape[1] ** -0.5)
+        for layer in mask_decoder.layers:
+            layer.cross_attention.k_proj.weight.copy_(layer.cross_attention.q_proj.weight)

@@ -26,12 +26,13 @@ from ..steps.sequence import (
     slot_states,
     suffix_row,
 )
+from .initialize import initialize_code_rows
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .trainer import StageRecipe
 
-WEIGHTS = {"text": 1.0, "names": 0.5, "codes": 1.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
+WEIGHTS = {"text": 1.0, "names": 0.5, "codes": 2.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
 OUTSIDE_WEIGHT = 0.1  # cells the source prefills at run time: written too, for reconstruction and for guidance
 
 
@@ -44,6 +45,8 @@ class LanguageObjective:
         self.mixture = Mixture(**recipe.options.get("mixture", {}))
         self.size = recipe.options.get("size", 128)
         self.slots = components.mask_decoder.config.num_slots
+        if recipe.options.get("initialize_codes", False):
+            initialize_code_rows(components.language_model, components.visual_tokenizer, self.context.vocabulary)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything the loss runs through; what is trained is the recipe's choice."""
@@ -64,7 +67,8 @@ class LanguageObjective:
             regions = self.components.vision_encoder.region_tokens(
                 vision.feature_maps, vision.image_features, batch.regions, batch.region_images
             )
-        prefix = encode_prefix(self.components, self.context, encoding)
+        pixel_tokens = self.recipe.options.get("pixel_tokens", True)
+        prefix = encode_prefix(self.components, self.context, encoding, pixel_tokens=pixel_tokens)
         losses: dict[str, torch.Tensor] = {}
         figures: dict[str, float] = {}
         if batch.texts:
@@ -96,16 +100,23 @@ class LanguageObjective:
 
     def _texts(self, batch, prefix, regions, losses, figures) -> None:
         rows = [suffix_row(self.context, p.parts) for p in batch.texts]
-        hidden, suffixes = self._run(batch.texts, prefix, regions, rows)
-        entropy, right, here = self._written(hidden, suffixes.labels)
-        losses["text"] = entropy.mean()
-        correct = torch.ones_like(here)
-        correct[here] = right
-        exact = correct.all(1)
-        kinds: dict[str, list[float]] = {}
-        for prompt, good in zip(batch.texts, exact.tolist(), strict=True):
-            kinds.setdefault(f"q_{prompt.kind}", []).append(good)
-        figures["questions"] = exact.float().mean().item()
+        # Captions are three times as long as the other prompts: apart from them, less is padding.
+        limit = max(len(row.ids) for row in rows) * 2 // 3
+        groups = [[i for i, row in enumerate(rows) if (len(row.ids) > limit) == long] for long in (False, True)]
+        entropies, kinds = [], {}
+        for group in groups:
+            if not group:
+                continue
+            hidden, suffixes = self._run([batch.texts[i] for i in group], prefix, regions, [rows[i] for i in group])
+            entropy, right, here = self._written(hidden, suffixes.labels)
+            entropies.append(entropy)
+            correct = torch.ones_like(here)
+            correct[here] = right
+            for i, good in zip(group, correct.all(1).tolist(), strict=True):
+                kinds.setdefault(f"q_{batch.texts[i].kind}", []).append(good)
+        losses["text"] = torch.cat(entropies).mean()
+        everything = [good for kind in kinds.values() for good in kind]
+        figures["questions"] = sum(everything) / len(everything)
         figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
 
     # -- masks -----------------------------------------------------------------------------------------------------

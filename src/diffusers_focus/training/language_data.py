@@ -123,7 +123,8 @@ class Mixture:
     `edits` and `generations` may be fractions: the share of pictures with one. `dropout` is the share of image prompts
     swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
     names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
-    answer instead of the expression.
+    answer instead of the expression. `twins` is the share of pictures with two identical objects, which only a region prompt
+    tells apart.
     """
 
     questions: int = 8
@@ -136,6 +137,7 @@ class Mixture:
     generations: float = 0.0
     dropout: float = 0.1
     name_noise: float = 0.5
+    twins: float = 0.15
 
     @property
     def masks(self) -> int:
@@ -167,7 +169,7 @@ def draw_batch(
     style: PromptStyle, mixture: Mixture, seed: int, step: int, batch_size: int, *, size: int = 128
 ) -> LanguageBatch:
     """The pictures and prompts of one step, a function of the arguments alone."""
-    scenes = scene_batch(seed, step, batch_size, size)
+    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins)
     rng = np.random.default_rng((seed, step, 2))
     draft = _Draft(style, (size, size))
     draft.targets = [r.image for r in scenes.rendered]

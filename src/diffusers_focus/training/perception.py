@@ -10,6 +10,7 @@ ViT grid. Matching as Mask2Former (MIT).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.regions_sampling import region_prompt
-from ..data.world import COLOURS, FILLS, SHAPES, SIZES, Scene
+from ..data.world import COLOURS, SHAPES
 from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
 from ..processing.images import make_inputs
 from .batches import SceneBatch, scene_batch
+from .features import (
+    REGION_KINDS,
+    WORDS,
+    ObjectWords,
+    all_words_right,
+    region_raster,
+    word_cross_entropy,
+    word_targets,
+    words_right,
+)
 from .losses import mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .trainer import StageRecipe
 
-WORDS = (*COLOURS, *SHAPES, *FILLS, *SIZES)
-WORD_GROUPS = (len(COLOURS), len(SHAPES), len(FILLS), len(SIZES))
-REGION_KINDS = ("click", "scribble", "box", "mask")
+PLACE_WEIGHT = 4.0  # of the L1 distance of places and sizes when proposals are matched with objects
 
 
 @dataclass
@@ -51,20 +59,6 @@ class PerceptionBatch:
     geometry: list[torch.Tensor]
     regions: torch.Tensor
     region_objects: list[int]
-
-
-def word_targets(scene: Scene) -> torch.Tensor:
-    """One row an object: 1 for its colour, shape, fill and size, float [M, W]."""
-    rows = torch.zeros(len(scene.objects), len(WORDS))
-    for row, item in zip(rows, scene.objects, strict=True):
-        for word in (item.colour, item.shape, item.fill, item.size):
-            row[WORDS.index(word)] = 1
-    return rows
-
-
-def region_raster(mask: np.ndarray, kind: str, rng: np.random.Generator) -> torch.Tensor:
-    """A region prompt of `kind` on an object's mask as float [1, S, S]."""
-    return torch.from_numpy(region_prompt(mask, kind, rng).rasterize(*mask.shape)).float()[None]
 
 
 class PerceptionObjective:
@@ -91,24 +85,33 @@ class PerceptionObjective:
                 "query_geometry": nn.Linear(hidden, 3),
                 "query_present": nn.Linear(hidden, 1),
                 "region_words": nn.Linear(hidden, len(WORDS)),
-                "pixel_words": nn.Conv2d(mask_decoder.config.mask_dim, len(WORDS), 1),
+                "object_words": ObjectWords([*mask_decoder.config.in_channels, mask_decoder.config.mask_dim]),
                 "low_words": nn.Linear(vision_dim, len(COLOURS) * len(SHAPES) + len(WORDS)),
                 "cell_words": nn.Linear(vision_dim, len(COLOURS) * len(SHAPES) + len(WORDS)),
             }
         )
 
-    @staticmethod
-    def open_gates(vision_encoder: FocusVisionEncoder) -> None:
-        """Start the adapter's gates at 1 instead of 0.
+    @torch.no_grad()
+    def calibrate_places(self) -> None:
+        """Start the read-out of places where the queries' anchors are, so that objects are matched with queries near them.
 
-        Closed gates protect a trained language model from an untrained adapter; here both are untrained, and from 0 the gates
-        had moved to 0.1 at most after 700 steps, with queries that had seen nothing.
+        Without it the first matches are arbitrary, teach the queries no place, and stay arbitrary.
         """
-        with torch.no_grad():
-            assert vision_encoder.query_adapter is not None
-            for layer in vision_encoder.query_adapter.layers:
-                layer.gamma.fill_(1.0)
-                layer.beta.fill_(1.0)
+        batch = self.batch(0)
+        low, high = make_inputs(batch.scenes.pixel_values, self.low_size, self.high_size)
+        tokens = self.encoder(low, high).query_tokens.float()
+        count = tokens.shape[1]
+        side = math.ceil(count**0.5)
+        numbers = torch.arange(count)
+        radius = torch.full((count,), 0.12)  # between small and large
+        anchors = torch.stack([(numbers % side + 0.5) / side, (numbers // side + 0.5) / side, radius], dim=1)
+        inputs = torch.cat([tokens.flatten(0, 1), torch.ones(tokens.shape[0] * count, 1)], dim=1)
+        wanted = anchors.repeat(tokens.shape[0], 1)
+        # Ridge regression: the tokens of one batch must not be fitted to the last digit.
+        gram = inputs.T @ inputs + 1e-2 * len(inputs) * inputs.square().mean() * torch.eye(inputs.shape[1])
+        weights = torch.linalg.solve(gram, inputs.T @ wanted)
+        self.heads["query_geometry"].weight.copy_(weights[:-1].T)
+        self.heads["query_geometry"].bias.copy_(weights[-1])
 
     def modules(self) -> dict[str, nn.Module]:
         """Encoder, mask decoder and the training-only heads."""
@@ -116,8 +119,10 @@ class PerceptionObjective:
 
     def batch(self, step: int) -> PerceptionBatch:
         """Scenes of this step with one region prompt each, kinds in turn."""
-        scenes = scene_batch(self.recipe.seed, step, self.recipe.batch_size, self.size)
-        rng = np.random.default_rng((self.recipe.seed, step, 1))
+        recipe = self.recipe
+        twins = recipe.options.get("twins", 0.0)
+        scenes = scene_batch(recipe.seed, step, recipe.batch_size, self.size, twins=twins)
+        rng = np.random.default_rng((recipe.seed, step, 1))
         objects = [int(rng.integers(len(s.objects))) for s in scenes.scenes]
         regions = [
             region_raster(r.masks[o], REGION_KINDS[i % len(REGION_KINDS)], rng)
@@ -144,6 +149,10 @@ class PerceptionObjective:
 
         # Matching and the earlier layers look at masks of half the resolution: a quarter of the cost, the same assignment.
         coarse = F.avg_pool2d(pixels.mask_features, 2)
+        places = self.heads["query_geometry"](seen.query_tokens.float())
+        distances = [
+            PLACE_WEIGHT * torch.cdist(p.detach(), true, p=1) for p, true in zip(places, batch.geometry, strict=True)
+        ]
         small = [F.interpolate(m[None], size=coarse.shape[-2:], mode="area")[0] for m in batch.masks]
         losses: dict[str, torch.Tensor] = {}
         layers = [
@@ -154,7 +163,8 @@ class PerceptionObjective:
         for index, (embeds, condition_logits) in enumerate(layers):
             condition_logits = condition_logits[:, 0]
             mask_logits = torch.einsum("bnc,bchw->bnhw", embeds[:, 0], coarse)
-            pairs = match(mask_logits, small, self._word_costs(condition_logits, batch.words))
+            costs = zip(self._word_costs(condition_logits, batch.words), distances, strict=True)
+            pairs = match(mask_logits, small, [words + distance for words, distance in costs])
             final = index == len(layers) - 1
             if (
                 index == 0
@@ -167,10 +177,10 @@ class PerceptionObjective:
                 losses[name] = losses.get(name, 0) + value * (1.0 if final or index == 0 else 0.5)
         assert pairs is not None
         losses.update(self._query_losses(seen.query_tokens, query_pairs, batch))
-        losses.update(self._dense_losses(seen, coarse, batch, small))
+        losses.update(self._dense_losses(seen, pixels.mask_features, batch))
         quality, iou = self._quality(out, mask_logits, pairs, batch)
         losses["quality"] = quality
-        weights = {"bce": 5.0, "dice": 5.0, "words": 2.0, "select": 1.0, "query_words": 2.0, "geometry": 4.0}
+        weights = {"bce": 5.0, "dice": 5.0, "words": 2.0, "query_words": 4.0, "geometry": 4.0, "region_words": 2.0}
         total = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         figures = {name: float(value.detach()) for name, value in losses.items()}
         figures.update(iou=float(iou), **self._accuracy(out, seen, pairs, query_pairs, batch))
@@ -218,11 +228,9 @@ class PerceptionObjective:
             ),
         }
 
-    def _dense_losses(self, seen, coarse, batch, small) -> dict[str, torch.Tensor]:
-        dense = torch.stack(
-            [(w.T @ m.flatten(1)).view(-1, *m.shape[-2:]) for w, m in zip(batch.words, small, strict=True)]
-        )
-        pixel = F.binary_cross_entropy_with_logits(self.heads["pixel_words"](coarse).float(), dense.clamp(0, 1))
+    def _dense_losses(self, seen, mask_features, batch) -> dict[str, torch.Tensor]:
+        maps = [*seen.feature_maps, mask_features]
+        object_words, _ = self.heads["object_words"](maps, batch.masks, batch.words)
         grid = seen.vision_features.shape[1:3]
         cells = []
         for words, masks in zip(batch.words, batch.masks, strict=True):
@@ -239,7 +247,12 @@ class PerceptionObjective:
         )
         region = torch.stack([w[o] for w, o in zip(batch.words, batch.region_objects, strict=True)])
         region_words = word_cross_entropy(self.heads["region_words"](seen.region_tokens), region)
-        return {"pixel_words": 4 * pixel, "low_words": 4 * low, "cell_words": 4 * cell, "region_words": region_words}
+        return {
+            "object_words": object_words,
+            "low_words": 4 * low,
+            "cell_words": 4 * cell,
+            "region_words": region_words,
+        }
 
     def _quality(self, out, mask_logits, pairs, batch) -> tuple[torch.Tensor, torch.Tensor]:
         source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
@@ -269,17 +282,6 @@ class PerceptionObjective:
         return {
             "decoder_names": all_words_right(decoded, words),
             "query_names": all_words_right(from_query, query_words),
+            "query_shape": float(words_right(from_query, query_words)[1].float().mean()),
             "region_right": float(np.mean(right)),
         }
-
-
-def word_cross_entropy(logits: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Mean over the four word groups of softmax cross-entropy, [M, W] each."""
-    parts = zip(logits.float().split(WORD_GROUPS, -1), words.split(WORD_GROUPS, -1), strict=True)
-    return torch.stack([F.cross_entropy(g, w.argmax(-1)) for g, w in parts]).mean()
-
-
-def all_words_right(logits: torch.Tensor, words: torch.Tensor) -> float:
-    """Share of rows in which the best word of every group is the true one."""
-    parts = zip(logits.split(WORD_GROUPS, -1), words.split(WORD_GROUPS, -1), strict=True)
-    return float(torch.stack([g.argmax(-1) == w.argmax(-1) for g, w in parts]).all(0).float().mean())

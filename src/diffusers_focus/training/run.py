@@ -12,13 +12,13 @@ import torch
 
 from .components import load_components, save_component
 from .stages import NEEDS, build_objective, get_stage
-from .trainer import StageRecipe, Trainer
+from .trainer import StageRecipe, Trainer, share_of
 
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
-    """adversarial_start adversarial_weight adversarial_width crop dense_weight edge_weight edits initialize kl_weight map_drop
-    mask_drop mixture mse_weight noise_samples noise_tokens perceptual_weight pixel_drop resolution_index semantic_drop
-    size""".split()
+    """adversarial_start adversarial_weight adversarial_width crop dense_weight edge_weight edits entropy_weight initialize
+    initialize_codes kl_weight map_drop mask_drop mixture mse_weight noise_samples noise_tokens object_weight
+    perceptual_weight pixel_drop pixel_tokens resolution_index semantic_drop semantic_noise size twins""".split()
 )
 """What objectives read from a recipe's options; a slip of the pen is told instead of trained without."""
 
@@ -96,11 +96,14 @@ def run_stage(
         return True  # its components may have been trained further since; the old checkpoint must not replace them
     components = load_components(root, NEEDS[recipe.objective], variant, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    objective = build_objective(recipe, components, root)
+    objective = build_objective(share_of(recipe), components, root)
     folder = root / "stages" / stage
     trainer = Trainer(recipe, objective, folder)
     done = trainer.run(resume=resume, max_minutes=max_minutes, progress=progress)
+    if not trainer.accelerator.is_main_process:
+        return done
     record = {"recipe": asdict(recipe), "step": trainer.step, "seconds": round(trainer.seconds, 1), "complete": done}
+    record["processes"] = trainer.accelerator.num_processes
     if done:
         trainer.use_average()
         finish = getattr(objective, "finish", None)

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from .autoencoder import AutoencoderObjective
 from .diffusion import DecoderObjective
+from .features import FeatureObjective
+from .initialize import initialize_anchors
 from .language import JointObjective, LanguageObjective
 from .perception import PerceptionObjective
 from .tokenizer import JointTokenizerObjective, PixelTokenizerObjective, SemanticTokenizerObjective
@@ -47,41 +49,56 @@ STAGES: dict[str, StageRecipe] = {
             options={"crop": 64},
         ),
         StageRecipe(
+            name="0-features",
+            objective="features",
+            groups=(
+                ParameterGroup("vision_encoder", 4e-3, include=("pyramid", "region_pooler", "vit", "fusion")),
+                ParameterGroup("mask_decoder", 4e-3, include=("pixel_decoder",)),
+                ParameterGroup("heads", 4e-3),
+            ),
+            steps=2400,
+            batch_size=8,
+            decay_fraction=0.3,
+            seed=21,
+        ),
+        StageRecipe(
             name="0-encoders",
             objective="perception",
             groups=(
-                ParameterGroup("vision_encoder", 1.2e-3),
-                ParameterGroup("mask_decoder", 1.2e-3),
-                ParameterGroup("heads", 1.2e-3),
+                ParameterGroup("vision_encoder", 6e-4, include=("pyramid",)),
+                ParameterGroup("vision_encoder", 1.5e-3, exclude=("pyramid",)),
+                ParameterGroup("mask_decoder", 1.5e-3),
+                ParameterGroup("heads", 1.5e-3),
             ),
-            steps=3200,
-            batch_size=16,
+            steps=2800,
+            batch_size=8,
             decay_fraction=0.4,
             seed=2,
+            options={"twins": 0.2},
         ),
         StageRecipe(
             name="1a-pixel",
             objective="pixel_tokenizer",
-            groups=(ParameterGroup("visual_tokenizer", 1e-3, include=("pixel_",)),),
-            steps=2400,
+            groups=(ParameterGroup("visual_tokenizer", 2e-3, include=("pixel_",)),),
+            steps=5000,
             batch_size=8,
             decay_fraction=0.4,
             seed=3,
+            options={"crop": 64},
         ),
         StageRecipe(
             name="2",
-            objective="see",
+            objective="language",
             groups=(
                 ParameterGroup("language_model", 1e-3),
                 ParameterGroup("mask_decoder", 6e-4),
-                ParameterGroup("vision_encoder", 6e-4),
-                ParameterGroup("heads", 6e-4),
+                ParameterGroup("vision_encoder", 1e-3, include=ADAPTERS),
             ),
-            steps=1720,
+            steps=1200,
             batch_size=8,
-            decay_fraction=0.35,
+            decay_fraction=0.2,
             seed=5,
-            options={"mixture": SEEING, "dense_weight": 0.5},
+            options={"mixture": SEEING, "pixel_tokens": False},
         ),
         StageRecipe(
             name="1a-semantic",
@@ -97,7 +114,7 @@ STAGES: dict[str, StageRecipe] = {
             objective="decoder",
             groups=(ParameterGroup("unet", 8e-4),),
             steps=2000,
-            batch_size=16,
+            batch_size=8,
             seed=7,
             ema_decay=0.995,
             options={"semantic_drop": 1.0, "pixel_drop": 0.05},
@@ -114,20 +131,17 @@ STAGES: dict[str, StageRecipe] = {
             batch_size=8,
             decay_fraction=0.4,
             seed=8,
-            options={"mixture": EDITING},
+            options={"mixture": EDITING, "initialize_codes": True},
         ),
         StageRecipe(
             name="4",
             objective="decoder",
-            groups=(
-                ParameterGroup("unet", 4e-4, include=("attn2", "conv_in")),
-                ParameterGroup("mask_conditioner", 1e-3),
-            ),
-            steps=650,
-            batch_size=16,
+            groups=(ParameterGroup("unet", 5e-4), ParameterGroup("mask_conditioner", 1e-3)),
+            steps=1000,
+            batch_size=8,
             seed=9,
             ema_decay=0.99,
-            options={"edits": 1.0, "semantic_drop": 1.0, "pixel_drop": 0.05},
+            options={"edits": 1.0, "semantic_drop": 0.3, "semantic_noise": 0.3, "pixel_drop": 0.05},
         ),
     )
 }
@@ -190,6 +204,7 @@ PAPER_STAGES: dict[str, PaperStage] = {
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "autoencoder": ("vae",),
+    "features": ("vision_encoder", "mask_decoder", "image_processor"),
     "perception": ("vision_encoder", "mask_decoder", "image_processor"),
     "pixel_tokenizer": ("visual_tokenizer",),
     "joint_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
@@ -227,7 +242,7 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
     """The objective of a recipe on loaded components (attributes named in `NEEDS`).
 
     Args:
-        root: the training folder: the dense part of stage 2 goes on with the heads of stage 0 found there.
+        root: the training folder: a dense part goes on with the heads of the stage before it found there.
     """
     size = (recipe.options.get("size", 128),) * 2
     c = components
@@ -238,21 +253,30 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
     def perception() -> PerceptionObjective:
         return PerceptionObjective(c.vision_encoder, c.mask_decoder, recipe, **sizes)
 
-    def see() -> JointObjective:
+    def continued(stage: str) -> PerceptionObjective:
+        """With the heads of an earlier stage, as far as it had them."""
         dense = perception()
-        weights = Path(root) / "stages" / "0-encoders" / CHECKPOINT / "weights.safetensors"
+        weights = Path(root) / "stages" / stage / CHECKPOINT / "weights.safetensors"
         if weights.exists():
-            heads = {k.removeprefix("heads."): v for k, v in load_file(weights).items() if k.startswith("heads.")}
-            dense.heads.load_state_dict(heads)
-        parts = {"language": LanguageObjective(c, recipe), "dense": dense}
+            kept = dense.heads.state_dict()
+            earlier = {k.removeprefix("heads."): v for k, v in load_file(weights).items() if k.startswith("heads.")}
+            kept.update({k: v for k, v in earlier.items() if k in kept and v.shape == kept[k].shape})
+            dense.heads.load_state_dict(kept)
+        return dense
+
+    def see() -> JointObjective:
+        parts = {"language": LanguageObjective(c, recipe), "dense": continued("0-encoders")}
         return JointObjective(parts, {"dense": recipe.options.get("dense_weight", 0.5)})
 
     def first_perception() -> PerceptionObjective:
-        PerceptionObjective.open_gates(c.vision_encoder)
-        return perception()
+        initialize_anchors(c.vision_encoder, c.mask_decoder)
+        first = continued("0-features")
+        first.calibrate_places()
+        return first
 
     builders: dict[str, Callable[[], Any]] = {
         "autoencoder": lambda: AutoencoderObjective(c.vae, recipe),
+        "features": lambda: FeatureObjective(c.vision_encoder, c.mask_decoder, recipe, **sizes),
         "perception": first_perception,
         "pixel_tokenizer": lambda: PixelTokenizerObjective(c.visual_tokenizer, recipe),
         "joint_tokenizer": lambda: JointTokenizerObjective(

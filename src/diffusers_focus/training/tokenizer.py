@@ -13,10 +13,10 @@ learns to read both ("1a-joint"), with the semantic map still left out of a shar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..models.vision_encoder import FocusVisionEncoder
@@ -101,14 +101,23 @@ def pyramid_features(
     return features
 
 
+@dataclass
+class PixelBatch:
+    """Pictures float32 [B, 3, S, S] in [-1, 1] and the weight of each pixel [B, 1, S, S], 1 in the mean."""
+
+    pixels: torch.Tensor
+    weights: torch.Tensor
+
+
 class PixelTokenizerObjective:
     """Reconstruct scenes through the pixel branch.
 
     Args:
         visual_tokenizer: the tokenizer; groups of the recipe say what of it is trained.
-        recipe: options `size` 128; `crop` (side of random crops, only without semantic codes); `semantic_drop`
-        1.0 (share of samples without semantic map; 1 needs no vision encoder);
-            `edge_weight` 0.5 (L1 on differences of neighbouring pixels); `mse_weight` 1; `perceptual_weight` 1 where
+        recipe: options `size` 128; `crop` (side of random crops, only without semantic codes); `semantic_drop` 1.0 (share of
+            samples without semantic map; 1 needs no vision encoder); `object_weight` 4 (pixels of objects over those of the
+            background, which is most of a picture and would take most of the codes); `entropy_weight` 0 (even and sure use of
+            the codes); `edge_weight` 0.5 (L1 on differences of neighbouring pixels); `mse_weight` 1; `perceptual_weight` 1 where
             `perceptual` is given; `adversarial_weight` 0 (paper 0.5) and `adversarial_start` 20000; `noise_samples` and
             `noise_tokens` 0 (paper 0.1 and 0.1); `initialize` True sets the initial weights of the pixel branch.
         perceptual: features of `PerceptualLoss`, or None to leave that loss out.
@@ -135,6 +144,8 @@ class PixelTokenizerObjective:
         self.semantic_drop = options["semantic_drop"]
         self.crop = options.get("crop", self.size)
         self.edge_weight, self.mse_weight = options.get("edge_weight", 0.5), options.get("mse_weight", 1.0)
+        self.object_weight = options.get("object_weight", 4.0)
+        self.entropy_weight = options.get("entropy_weight", 0.0)
         self.perceptual_weight = options.get("perceptual_weight", 1.0)
         self.noise = (options.get("noise_samples", 0.0), options.get("noise_tokens", 0.0))
         self.adversarial_weight = options.get("adversarial_weight", 0.0)
@@ -164,41 +175,71 @@ class PixelTokenizerObjective:
             modules["discriminator"] = self.discriminator
         return modules
 
-    def batch(self, step: int) -> torch.Tensor:
-        """[B, 3, crop, crop] in [-1, 1], every other batch mirrored."""
-        pixels = scene_batch(self.recipe.seed, step, self.recipe.batch_size, self.size).pixel_values
+    def batch(self, step: int) -> PixelBatch:
+        """Pictures or crops of side `crop`, each around an object; every other batch mirrored."""
+        scenes = scene_batch(self.recipe.seed, step, self.recipe.batch_size, self.size)
+        pixels = scenes.pixel_values
+        objects = torch.stack([torch.from_numpy(r.masks.any(0)).float()[None] for r in scenes.rendered])
+        weights = 1 + (self.object_weight - 1) * objects
         if step % 2:
-            pixels = pixels.flip(-1)
+            pixels, weights = pixels.flip(-1), weights.flip(-1)
         if self.crop < self.size and step < MEASURE_FROM:
-            corners = torch.randint(0, self.size - self.crop + 1, (len(pixels), 2)).tolist()
-            pixels = torch.stack(
-                [p[:, y : y + self.crop, x : x + self.crop] for p, (y, x) in zip(pixels, corners, strict=True)]
-            )
-        return pixels.to(self.tokenizer.device)
+            corners = []
+            for scene in scenes.scenes:
+                item = scene.objects[int(torch.randint(len(scene.objects), ()))]
+                centre = torch.tensor([item.cy, 1 - item.cx if step % 2 else item.cx]) * self.size
+                corner = centre - torch.rand(2) * self.crop
+                corners.append(corner.round().long().clamp(0, self.size - self.crop).tolist())
+            windows = [(slice(None), slice(y, y + self.crop), slice(x, x + self.crop)) for y, x in corners]
+            pixels = torch.stack([p[w] for p, w in zip(pixels, windows, strict=True)])
+            weights = torch.stack([p[w] for p, w in zip(weights, windows, strict=True)])
+        device = self.tokenizer.device
+        return PixelBatch(pixels.to(device), (weights / weights.mean()).to(device))
 
-    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, batch: PixelBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """L1 + MSE + edges + perceptual + SimVQ (+ adversarial)."""
         tokenizer = self.tokenizer
-        codes, indices, vq = tokenizer.quantize_pixels(tokenizer.encode_pixels(batch))
+        pixels, weights = batch.pixels, batch.weights
+        features = tokenizer.encode_pixels(pixels)
+        codes, indices, vq = tokenizer.quantize_pixels(features)
         codebook = tokenizer.config.pixel_codebook_size
         noisy = replace_codes(codes, tokenizer.pixel_quantizer.lookup, codebook, *self.noise)
-        decoded = tokenizer.decode(self.semantic_codes(batch, codes), noisy).float()
-        mse, l1 = F.mse_loss(decoded, batch), F.l1_loss(decoded, batch)
-        edges = F.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1)) + F.l1_loss(
-            decoded.diff(dim=-2), batch.diff(dim=-2)
-        )
+        decoded = tokenizer.decode(self.semantic_codes(pixels, codes), noisy).float()
+        error = decoded - pixels
+        mse, l1 = (weights * error.square()).mean(), (weights * error.abs()).mean()
+        edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean()
+        edges = edges + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
         total = l1 + self.mse_weight * mse + self.edge_weight * edges + vq
-        psnr = 10 * torch.log10(4 / mse.detach())
-        figures = {"l1": l1.item(), "psnr": psnr.item(), "vq": vq.item(), "codes": code_usage(indices, codebook)[1]}
+        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
+        inside = weights.expand_as(error) > weights.min()
+        psnr_objects = -10 * torch.log10(error.detach()[inside].square().mean() / 4)
+        figures = {"l1": l1.item(), "psnr": psnr.item(), "psnr_objects": psnr_objects.item(), "vq": vq.item()}
+        figures["codes"] = code_usage(indices, codebook)[1]
+        if self.entropy_weight:
+            entropy = self._entropy(tokenizer.pixel_quant_conv(features))
+            figures["entropy"] = entropy.item()
+            total = total - self.entropy_weight * entropy
         if self.perceptual is not None:
-            perceptual = self.perceptual(decoded, batch)
+            perceptual = self.perceptual(decoded, pixels)
             figures["perceptual"] = perceptual.item()
             total = total + self.perceptual_weight * perceptual
         if self.discriminator is not None and step >= self.adversarial_start:
-            adversarial, parts = self._adversarial(batch, decoded)
+            adversarial, parts = self._adversarial(pixels, decoded)
             total = total + adversarial
             figures.update(parts)
         return total, figures
+
+    def _entropy(self, features: torch.Tensor) -> torch.Tensor:
+        """Entropy of the mean soft assignment minus the mean entropy, in nats: high where codes are used evenly and surely."""
+        quantizer = self.tokenizer.pixel_quantizer
+        with torch.autocast(features.device.type, enabled=False):
+            x = features.float().movedim(1, -1).flatten(0, -2)
+            codebook = quantizer.lookup(torch.arange(len(quantizer.frozen_codebook), device=x.device)).detach()
+            distance = torch.cdist(x, codebook).square()
+            log_p = (-distance / 0.25).log_softmax(-1)
+            mean = log_p.exp().mean(0)
+            sure = -(log_p.exp() * log_p).sum(-1).mean()
+            return -(mean * mean.clamp(min=1e-9).log()).sum() - sure
 
     def semantic_codes(self, batch: torch.Tensor, pixel_codes: torch.Tensor) -> torch.Tensor:
         """Semantic codes [B, C, hs, ws] without gradient, zero where the sample goes without."""
@@ -226,7 +267,7 @@ class PixelTokenizerObjective:
         tokenizer = self.tokenizer.eval()
         indices, errors = [], []
         for i in range(-(-256 // self.recipe.batch_size)):
-            pixels = self.batch(MEASURE_FROM + i)
+            pixels = self.batch(MEASURE_FROM + i).pixels
             codes, index, _ = tokenizer.quantize_pixels(tokenizer.encode_pixels(pixels))
             decoded = tokenizer.decode(self.semantic_codes(pixels, codes), codes).float().clamp(-1, 1)
             errors.append((decoded - pixels).square().mean((1, 2, 3)))

@@ -5,6 +5,9 @@ what its loss is). The loop itself knows neither images nor words. It follows FO
 constant rate), with two additions that only matter for runs of minutes instead of weeks: a short warm-up, and a linear
 decay over the last part of the run.
 
+Several processes (`accelerate launch --num_processes 2 ...`) share a step: each draws its part of the batch, gradients are
+averaged, and every process makes the same update. The first one writes.
+
 Resuming is exact because nothing random lives between steps: every step seeds all generators from (recipe seed, step), and
 its samples are a function of the step too. A checkpoint therefore holds weights, optimiser moments and the step.
 """
@@ -24,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -131,7 +134,10 @@ def select_parameters(
 
 
 class Trainer:
-    """Run one stage on accelerate (CPU or one accelerator), with checkpoints, CSV log and loss plot in `output_dir`."""
+    """Run one stage on accelerate (CPUs or accelerators), with checkpoints, CSV log and loss plot in `output_dir`.
+
+    With several processes the objective's own batch is a process's part of `recipe.batch_size` (see `share_of`).
+    """
 
     def __init__(
         self,
@@ -167,10 +173,17 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
 
+    @property
+    def draw(self) -> int:
+        """The number of the batch that this process draws next: processes take turns."""
+        return self.step * self.accelerator.num_processes + self.accelerator.process_index
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         """Write weights, moments and step to `<output>/checkpoint`; an interrupted write leaves the old one intact."""
+        if not self.accelerator.is_main_process:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         folder = self.directory / f".{CHECKPOINT}.new"
         if folder.exists():  # an interrupted write; its files may be of parts that this run does not have
@@ -245,11 +258,11 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the figures of the step."""
         recipe = self.recipe
-        seed_step(recipe.seed, self.step)
+        seed_step(recipe.seed, self.draw)
         factor = recipe.learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        batch = self.objective.batch(self.step)
+        batch = self.objective.batch(self.draw)
         with self.accelerator.autocast(), self._attention():
             loss, figures = self.objective.loss(batch, self.step)
         if not torch.isfinite(loss):
@@ -258,6 +271,7 @@ class Trainer:
             )
         with self._attention():
             self.accelerator.backward(loss)
+        self._average_gradients()
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), recipe.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -269,6 +283,24 @@ class Trainer:
         self.step += 1
         return {"loss": loss.item(), "grad_norm": float(norm), **figures}
 
+    def _average_gradients(self) -> None:
+        """Give every process the mean gradient; a parameter that one process did not use counts as zero there."""
+        if self.accelerator.num_processes == 1:
+            return
+        parameters = list(self.parameters.values())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        mean = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def _out_of_time(self, started: float, max_minutes: float | None) -> bool:
+        """Whether to stop, the same answer in every process."""
+        late = max_minutes is not None and time.monotonic() - started > 60 * max_minutes
+        if self.accelerator.num_processes == 1 or max_minutes is None:
+            return late
+        flag = torch.tensor(float(late), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
     def run(self, *, resume: bool = True, max_minutes: float | None = None, progress: bool = True) -> bool:
         """Train until the recipe's last step or for `max_minutes`; True when the stage is complete."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -276,11 +308,16 @@ class Trainer:
             self.load_checkpoint()
         for module in self.modules.values():
             module.train()
+        main = self.accelerator.is_main_process
         log = _Log(self.directory / "log.csv", self.step)
         started, saved = time.monotonic(), time.monotonic()
         earlier, window = self.seconds, []
         bar = tqdm(
-            total=self.recipe.steps, initial=self.step, desc=self.recipe.name, disable=not progress, mininterval=5
+            total=self.recipe.steps,
+            initial=self.step,
+            desc=self.recipe.name,
+            disable=not (progress and main),
+            mininterval=5,
         )
         while self.step < self.recipe.steps:
             window.append(self.train_step())
@@ -289,7 +326,8 @@ class Trainer:
             if self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps:
                 keys = {k for row in window for k in row}
                 mean = {k: float(np.mean([r[k] for r in window if k in r])) for k in sorted(keys)}
-                log.write({"step": self.step, "seconds": round(self.seconds, 1), **mean})
+                if main:
+                    log.write({"step": self.step, "seconds": round(self.seconds, 1), **mean})
                 bar.set_postfix(
                     {k: f"{mean[k]:.4g}" for k in sorted(mean, key=lambda k: k != "loss")[:6]}, refresh=False
                 )
@@ -297,12 +335,29 @@ class Trainer:
             if time.monotonic() - saved > 60 * self.recipe.save_every_minutes:
                 self.save_checkpoint()
                 saved = time.monotonic()
-            if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
+            if self._out_of_time(started, max_minutes):
                 break
         bar.close()
         self.save_checkpoint()
-        plot_log(self.directory / "log.csv", self.directory / "loss.png")
+        if main:
+            plot_log(self.directory / "log.csv", self.directory / "loss.png")
+        self.accelerator.wait_for_everyone()
         return self.step >= self.recipe.steps
+
+
+def share_of(recipe: StageRecipe) -> StageRecipe:
+    """The recipe with one process's part of the batch, for its objective.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    count = PartialState(cpu=not torch.cuda.is_available()).num_processes if "WORLD_SIZE" in os.environ else 1
+    if recipe.batch_size % count:
+        raise ValueError(
+            f"stage {recipe.name!r} takes {recipe.batch_size} samples a step, which {count} processes cannot share evenly; "
+            "change batch_size or the number of processes"
+        )
+    return replace(recipe, batch_size=recipe.batch_size // count)
 
 
 class _Log:
