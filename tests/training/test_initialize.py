@@ -7,12 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffusers_focus.models._pixel_decoder import sine_positions
 from diffusers_focus.models.vision_encoder import FocusVisionEncoder
 from diffusers_focus.steps.sequence import FocusContext
 from diffusers_focus.training.components import build_component
-from diffusers_focus.training.initialize import initialize_anchors, initialize_code_rows, initialize_pyramid
+from diffusers_focus.training.initialize import (
+    initialize_anchors,
+    initialize_code_rows,
+    initialize_copy_heads,
+    initialize_pyramid,
+)
 from diffusers_focus.training.perception import PerceptionObjective
 from diffusers_focus.training.trainer import StageRecipe
 
@@ -169,3 +175,36 @@ def test_other_numbers_of_queries_and_slots_have_a_cell_too():
         )
     assert tokens.shape == (1, 3, 32) and torch.isfinite(tokens).all()
     assert torch.pdist(parts.mask_decoder.query_embed.weight.detach()).min() > 0.1
+
+
+def test_copy_heads_look_at_their_distance_and_nowhere_else():
+    config = Qwen2Config(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        vocab_size=40,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    model.set_attn_implementation("eager")
+    initialize_copy_heads(model, layer=1, group=1, offsets=(1, -3))
+    # A source at positions 0 to 29, then the same positions once more: what is written in place.
+    ids = torch.randint(0, 40, (1, 60), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(30).repeat(2)[None]
+    with torch.no_grad():
+        attention = model(ids, position_ids=positions, output_attentions=True).attentions[1][0]
+    written = torch.arange(40, 55)
+    ahead = attention[2][written, written - 30 + 1]
+    behind = attention[3][written, written - 30 - 3] + attention[3][written, written - 3]
+    assert ahead.min() > 0.9 and behind.min() > 0.9
+    assert attention[0][written, written - 30 + 1].max() < 0.5  # heads of the other group are as they were
+
+
+def test_copy_heads_need_an_offset_for_each_head():
+    model = Qwen2ForCausalLM(
+        Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, vocab_size=8)
+    )
+    with pytest.raises(ValueError, match="2 query heads, got 1 offsets"):
+        initialize_copy_heads(model, layer=0, group=0, offsets=(1,))

@@ -217,7 +217,9 @@ class FocusMaskDecoder(ModelMixin, ConfigMixin):
                 f"and of norm_groups={norm_groups}. Change one of the three."
             )
         if mask_dim % 4:
-            raise ValueError(f"mask_dim is {mask_dim}; it must be a multiple of 4, because mask features carry sine positions.")
+            raise ValueError(
+                f"mask_dim is {mask_dim}; it must be a multiple of 4, because mask features carry sine positions."
+            )
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; a mask decoder needs at least 1 slot.")
 

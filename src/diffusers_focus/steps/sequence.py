@@ -247,7 +247,9 @@ def encode_prefix(
     if encoding is not None and pixel_tokens and key in encoding.prefixes:
         return encoding.prefixes[key]
     if encoding is not None and not pixel_tokens and any(count != 1 for count in encoding.counts):
-        raise ValueError(f"pixel_tokens=False needs one image a prompt, got prompts of {tuple(encoding.counts)} images.")
+        raise ValueError(
+            f"pixel_tokens=False needs one image a prompt, got prompts of {tuple(encoding.counts)} images."
+        )
     embeds, mask, starts = embed_prefix(components, context, encoding, task=task, num_prompts=num_prompts)
     positions = counted_positions(mask, mask.shape[1])
     skipped = 0

@@ -8,6 +8,7 @@ network begins as its own skip path. Measured on the VAE after 120 steps of 16 c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -74,6 +75,39 @@ def initialize_code_rows(language_model: nn.Module, visual_tokenizer: nn.Module,
             noise = torch.randn(rows.shape, generator=generator).to(table.device)
             scale = language_model.config.initializer_range
             table[first:stop] = ((0.9 * rows + 0.45 * noise) * scale).to(table.dtype)
+
+
+def initialize_copy_heads(
+    language_model: nn.Module, layer: int, group: int, offsets: Sequence[int], frequencies: int = 10, scale: float = 6.0
+) -> None:
+    """Let the query heads of one key-value group attend by position alone, each at its own distance, in place.
+
+    An image written in place has its source's positions, so the source's token for the next cell is at distance +1, and there is
+    nothing else at that distance: text sees itself and what is before it. Left to find that out, a small model had not after 400
+    steps (attention of 0.00 at the place in every head, codes of unchanged cells right in 0.06 to 0.13).
+    Queries and keys of these heads begin as biases alone: with rotary positions a product of biases is a sum of cosines of the
+    distance, here of the highest `frequencies`, and `scale` makes its peak sharp.
+    """
+    attention = language_model.model.layers[layer].self_attn
+    config = language_model.config
+    width = attention.head_dim
+    each = config.num_attention_heads // config.num_key_value_heads
+    if len(offsets) != each:
+        raise ValueError(f"a key-value group has {each} query heads, got {len(offsets)} offsets: {tuple(offsets)}")
+    half = width // 2
+    frequencies = min(frequencies, half)
+    speeds = language_model.model.rotary_emb.inv_freq[:frequencies].float().cpu()
+    with torch.no_grad():
+        keys = slice(group * width, (group + 1) * width)
+        attention.k_proj.weight[keys] = 0
+        attention.k_proj.bias[keys] = 0
+        attention.k_proj.bias[keys][:frequencies] = scale
+        for number, offset in enumerate(offsets):
+            first = (group * each + number) * width
+            attention.q_proj.weight[first : first + width] = 0
+            attention.q_proj.bias[first : first + width] = 0
+            attention.q_proj.bias[first : first + frequencies] = scale * (speeds * offset).cos()
+            attention.q_proj.bias[first + half : first + half + frequencies] = scale * (speeds * offset).sin()
 
 
 def initialize_anchors(vision_encoder: FocusVisionEncoder, mask_decoder: FocusMaskDecoder) -> None:

@@ -26,13 +26,13 @@ from ..steps.sequence import (
     slot_states,
     suffix_row,
 )
-from .initialize import initialize_code_rows
+from .initialize import initialize_code_rows, initialize_copy_heads
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .trainer import StageRecipe
 
-WEIGHTS = {"text": 1.0, "names": 0.5, "codes": 2.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
+WEIGHTS = {"text": 3.0, "names": 1.0, "codes": 3.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
 OUTSIDE_WEIGHT = 0.1  # cells the source prefills at run time: written too, for reconstruction and for guidance
 
 
@@ -47,6 +47,18 @@ class LanguageObjective:
         self.slots = components.mask_decoder.config.num_slots
         if recipe.options.get("initialize_codes", False):
             initialize_code_rows(components.language_model, components.visual_tokenizer, self.context.vocabulary)
+            self._initialize_copying(components)
+
+    def _initialize_copying(self, components: Any) -> None:
+        """Copy heads at the distances of the next cell, of the one below and of the one above, in the second layer."""
+        config = components.language_model.config
+        if not self.context.style.writes_in_place or config.num_hidden_layers < 2:
+            return
+        row = self.size // components.visual_tokenizer.pixel_downsample_factor + 1  # cells and their end of line
+        distances = (1, 1 + row, 1 - row)
+        heads = config.num_attention_heads // config.num_key_value_heads
+        offsets = [distances[i % len(distances)] for i in range(heads)]
+        initialize_copy_heads(components.language_model, layer=1, group=config.num_key_value_heads - 1, offsets=offsets)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything the loss runs through; what is trained is the recipe's choice."""
@@ -231,7 +243,7 @@ class LanguageObjective:
         grids = semantic.shape[-2:], pixel.shape[-2:]
         edits = [p for p in batch.codes if p.image >= 0]
         texts = [p for p in batch.codes if p.image < 0]
-        total, weight = torch.zeros(()), torch.zeros(())
+        means: list[torch.Tensor] = []
         for prompts, name in ((edits, "edit_codes"), (texts, "text_codes")):
             if not prompts:
                 continue
@@ -242,16 +254,18 @@ class LanguageObjective:
                 p = torch.where(inside_p, pixel[prompt.target], pixel[max(prompt.image, 0)])
                 ids = self.context.vocabulary.image_ids(s, p, with_tag=False)
                 rows.append(suffix_row(self.context, prompt.parts, code_ids=ids.tolist()))
-                weights.append(self._code_weights(inside_s, inside_p))
+                # The last weight is that of <|im_end|>.
+                weights.append(F.pad(self._code_weights(inside_s, inside_p), (0, 1), value=OUTSIDE_WEIGHT))
             here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
             hidden, suffixes = self._run(prompts, here_prefix, None, rows)
             entropy, right, here = self._written(hidden, suffixes.labels)
-            flat = torch.cat([F.pad(w, (0, 1), value=OUTSIDE_WEIGHT) for w in weights])  # and <|im_end|>
-            total, weight = total + (entropy * flat).sum(), weight + flat.sum()
-            inside = flat >= 1
+            # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
+            parts = zip(entropy.split([len(w) for w in weights]), weights, strict=True)
+            means += [(e * w).sum() / w.sum() for e, w in parts]
+            inside = torch.cat(weights) >= 1
             figures[name] = entropy.detach()[inside].mean().item()
             figures[f"{name}_top1"] = right[inside].float().mean().item()
-        losses["codes"] = total / weight
+        losses["codes"] = torch.stack(means).mean()
 
     @torch.no_grad()
     def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ from .trainer import CHECKPOINT, Objective, ParameterGroup, StageRecipe
 ADAPTERS = ("query_adapter", "vision_projector", "pixel_projector", "region_pooler")
 SEEING = {"questions": 8, "referring": 4, "generalized": 1, "regions": 2}
 EDITING = {
-    "questions": 3,
+    "questions": 4,
     "referring": 2,
     "generalized": 1,
     "regions": 1,
@@ -94,7 +94,7 @@ STAGES: dict[str, StageRecipe] = {
                 ParameterGroup("mask_decoder", 6e-4),
                 ParameterGroup("vision_encoder", 1e-3, include=ADAPTERS),
             ),
-            steps=1200,
+            steps=1250,
             batch_size=8,
             decay_fraction=0.2,
             seed=5,
@@ -113,7 +113,7 @@ STAGES: dict[str, StageRecipe] = {
             name="1b",
             objective="decoder",
             groups=(ParameterGroup("unet", 8e-4),),
-            steps=2000,
+            steps=4000,
             batch_size=8,
             seed=7,
             ema_decay=0.995,
@@ -123,11 +123,11 @@ STAGES: dict[str, StageRecipe] = {
             name="3",
             objective="language",
             groups=(
-                ParameterGroup("language_model", 6e-4),
+                ParameterGroup("language_model", 1e-3),
                 ParameterGroup("mask_decoder", 4e-4),
-                ParameterGroup("vision_encoder", 4e-4, include=ADAPTERS),
+                ParameterGroup("vision_encoder", 6e-4, include=ADAPTERS),
             ),
-            steps=2000,
+            steps=1420,
             batch_size=8,
             decay_fraction=0.4,
             seed=8,
