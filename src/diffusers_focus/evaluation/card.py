@@ -44,8 +44,8 @@ from diffusers_focus import FocusPipeline, Point
 
 pipe = FocusPipeline.from_pretrained("$folder")
 print(pipe.understand(image, "how many objects are there?").text[0])
-masks = pipe.segment(image, "the red circle").masks[0]        # bool [objects, height, width]
-masks = pipe.segment(image, region=Point(40, 56)).masks[0]    # or a click, a Scribble, a Box, a Mask
+masks = pipe.segment(image, "the red circle").masks[0]  # bool [objects, height, width]
+masks = pipe.segment(image, region=Point(40, 56)).masks[0]  # or a click, a Scribble, a Box, a Mask
 edited = pipe.edit(image, "make the red circle blue").images[0]
 ```
 

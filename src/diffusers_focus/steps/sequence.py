@@ -254,6 +254,7 @@ def encode_prefix(
     positions = counted_positions(mask, mask.shape[1])
     skipped = 0
     if encoding is not None and not pixel_tokens:
+        assert encoding.vision.vision_tokens is not None and encoding.vision.pixel_tokens is not None
         (hs, ws), (hp, wp) = encoding.vision.vision_tokens.shape[1:3], encoding.vision.pixel_tokens.shape[1:3]
         first, skipped = starts[0] + 4 + hs * (ws + 1), hp * (wp + 1)  # after the semantic rows and four markers
         kept = torch.cat([torch.arange(first), torch.arange(first + skipped, mask.shape[1])]).to(mask.device)
@@ -391,9 +392,9 @@ def run_suffixes(
     mask = torch.cat([prefix.mask[rows], batch.mask], dim=1)
     positions = counted_positions(mask, batch.embeds.shape[1]) + prefix.skipped
     for row, span in enumerate(batch.codes):
-        if span is not None and prefix.image_starts is not None:
-            here = slice(span[0], span[0] + span[1])
-            positions[row, here] = image_positions(prefix, rows[row : row + 1], 0, span[1])[0]
+        places = image_positions(prefix, rows[row : row + 1], 0, span[1]) if span is not None else None
+        if span is not None and places is not None:
+            positions[row, span[0] : span[0] + span[1]] = places[0]
     return _run(components.language_model, batch.embeds, mask, cache, positions), cache, mask
 
 

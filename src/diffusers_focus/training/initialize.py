@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from ..models._pixel_decoder import sine_positions
 from ..models._position import sine_position_2d
 from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
+from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.vocabulary import FocusVocabulary
 
 RESIDUAL_OUTPUTS = ("conv2", "proj_out")
@@ -52,7 +54,9 @@ def initialize_pyramid(pyramid: ConvNextBackbone) -> ConvNextBackbone:
     return pyramid
 
 
-def initialize_code_rows(language_model: nn.Module, visual_tokenizer: nn.Module, vocabulary: FocusVocabulary) -> None:
+def initialize_code_rows(
+    language_model: Any, visual_tokenizer: FocusVisualTokenizer, vocabulary: FocusVocabulary
+) -> None:
     """Give the visual tokens' rows of the word table the geometry of their codebooks, in place.
 
     A row is a random linear image of its code's vector and squared length, with some noise of its own. Codes that look alike
@@ -78,7 +82,7 @@ def initialize_code_rows(language_model: nn.Module, visual_tokenizer: nn.Module,
 
 
 def initialize_copy_heads(
-    language_model: nn.Module, layer: int, group: int, offsets: Sequence[int], frequencies: int = 10, scale: float = 6.0
+    language_model: Any, layer: int, group: int, offsets: Sequence[int], frequencies: int = 10, scale: float = 6.0
 ) -> None:
     """Let the query heads of one key-value group attend by position alone, each at its own distance, in place.
 

@@ -298,8 +298,8 @@ class Trainer:
         late = max_minutes is not None and time.monotonic() - started > 60 * max_minutes
         if self.accelerator.num_processes == 1 or max_minutes is None:
             return late
-        flag = torch.tensor(float(late), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        flag: Any = self.accelerator.reduce(torch.tensor(float(late), device=self.accelerator.device), reduction="sum")
+        return bool(flag > 0)
 
     def run(self, *, resume: bool = True, max_minutes: float | None = None, progress: bool = True) -> bool:
         """Train until the recipe's last step or for `max_minutes`; True when the stage is complete."""
