@@ -217,3 +217,23 @@ def test_joined_objectives_add_their_weighted_losses():
     loss, figures = joint.loss(joint.batch(3), 3)
     assert loss.item() == 3 + 0.5 * 6
     assert figures == {"iou": 3.0, "second_iou": 6.0} and list(joint.modules()) == ["shared"]
+
+
+@torch.no_grad()
+def test_image_tokens_begin_at_the_scale_of_words():
+    components = parts()
+    spread = components.language_model.config.initializer_range
+    LanguageObjective(components, replace(RECIPE, options={"size": SIZE, "mixture": EVERYTHING}))
+    before = components.vision_encoder.query_adapter.projection.weight.clone()
+    one = LanguageObjective(
+        components, replace(RECIPE, options={"size": SIZE, "mixture": EVERYTHING, "match_scale": True})
+    )
+    batch = one.batch(0)
+    vision = encode_tensors(components, batch.scenes.pixel_values).vision
+    regions = components.vision_encoder.region_tokens(
+        vision.feature_maps, vision.image_features, batch.regions, batch.region_images
+    )
+    for tokens in (vision.vision_tokens, vision.pixel_tokens, vision.query_tokens, regions):
+        assert tokens.square().mean().sqrt().item() == pytest.approx(spread, rel=1e-3)
+    after = components.vision_encoder.query_adapter.projection.weight
+    torch.testing.assert_close(after / after.norm(), before / before.norm())  # the scale and nothing else

@@ -81,6 +81,28 @@ def initialize_code_rows(
             table[first:stop] = ((0.9 * rows + 0.45 * noise) * scale).to(table.dtype)
 
 
+def match_token_scale(language_model: Any, vision_encoder: FocusVisionEncoder, tokens: dict[str, torch.Tensor]) -> None:
+    """Bring what the vision encoder hands to the language model to the scale of the word table, in place.
+
+    Words enter with a root mean square of `initializer_range`. Where image tokens enter a hundred times larger, every layer has
+    to write as large as they are to change them, and what words say to each other is lost beside that.
+
+    Args:
+        tokens: some outputs of the encoder by name: "vision", "pixel", "query" and "region", each [..., H].
+    """
+    adapter, pooler = vision_encoder.query_adapter, vision_encoder.region_pooler
+    last = {"vision": vision_encoder.vision_projector[-1], "pixel": vision_encoder.pixel_projector[-1]}
+    if adapter is not None:
+        last["query"] = adapter.projection
+    if pooler is not None:
+        last["region"] = pooler.mlp[-1]
+    with torch.no_grad():
+        for name, values in tokens.items():
+            factor = language_model.config.initializer_range / values.float().square().mean().sqrt()
+            last[name].weight.mul_(factor)
+            last[name].bias.mul_(factor)
+
+
 def initialize_copy_heads(
     language_model: Any, layer: int, group: int, offsets: Sequence[int], frequencies: int = 10, scale: float = 6.0
 ) -> None:

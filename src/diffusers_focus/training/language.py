@@ -26,7 +26,7 @@ from ..steps.sequence import (
     slot_states,
     suffix_row,
 )
-from .initialize import initialize_code_rows, initialize_copy_heads
+from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import mask_iou, mask_loss, selection_loss
 from .matcher import match
@@ -45,9 +45,22 @@ class LanguageObjective:
         self.mixture = Mixture(**recipe.options.get("mixture", {}))
         self.size = recipe.options.get("size", 128)
         self.slots = components.mask_decoder.config.num_slots
+        if recipe.options.get("match_scale", False):
+            self._match_scale()
         if recipe.options.get("initialize_codes", False):
             initialize_code_rows(components.language_model, components.visual_tokenizer, self.context.vocabulary)
             self._initialize_copying(components)
+
+    @torch.no_grad()
+    def _match_scale(self) -> None:
+        batch = self.batch(0)
+        vision = encode_tensors(self.components, batch.scenes.pixel_values).vision
+        encoder = self.components.vision_encoder
+        tokens = {"vision": vision.vision_tokens, "pixel": vision.pixel_tokens, "query": vision.query_tokens}
+        if len(batch.regions):
+            arguments = (vision.feature_maps, vision.image_features, batch.regions, batch.region_images)
+            tokens["region"] = encoder.region_tokens(*arguments)
+        match_token_scale(self.components.language_model, encoder, {k: v for k, v in tokens.items() if v is not None})
 
     def _initialize_copying(self, components: Any) -> None:
         """Copy heads at the distances of the next cell, of the one below and of the one above, in the second layer."""
