@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.steps.encode import encode_tensors
 from diffusers_focus.steps.sequence import batch_rows, embed_prefix, suffix_row
-from diffusers_focus.training.language import OUTSIDE_WEIGHT, JointObjective, LanguageObjective, _selection_costs
+from diffusers_focus.training.language import OUTSIDE_WEIGHT, LanguageObjective, _selection_costs
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, STAGES, build_objective, get_stage
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
 
@@ -197,26 +197,6 @@ def test_selection_costs_by_hand():
     sure = _selection_costs(torch.tensor([20.0, -20.0]), meant)
     assert sure[0, 0] < 1e-6 and sure[1, 1] < 1e-6  # selected and meant, neither: free
     assert sure[0, 1] == pytest.approx(20, rel=1e-4) and sure[1, 0] == pytest.approx(20, rel=1e-4)
-
-
-def test_joined_objectives_add_their_weighted_losses():
-    class Constant:
-        def __init__(self, value: float):
-            self.value = value
-
-        def modules(self):
-            return {"shared": torch.nn.Identity()}
-
-        def batch(self, step: int) -> float:
-            return self.value * step
-
-        def loss(self, batch: float, step: int):
-            return torch.tensor(batch), {"iou": batch}
-
-    joint = JointObjective({"first": Constant(1.0), "second": Constant(2.0)}, {"second": 0.5})
-    loss, figures = joint.loss(joint.batch(3), 3)
-    assert loss.item() == 3 + 0.5 * 6
-    assert figures == {"iou": 3.0, "second_iou": 6.0} and list(joint.modules()) == ["shared"]
 
 
 @torch.no_grad()

@@ -137,36 +137,6 @@ def test_the_pixel_losses_are_weighted_means_and_psnr_is_not(parts):
     assert abs(plain.item() - total.item()) > 1e-3
 
 
-def test_entropy_is_rewarded_where_it_is_asked_for(parts):
-    tokenizer = parts["visual_tokenizer"]
-    objective = PixelTokenizerObjective(tokenizer, recipe(entropy_weight=0.1))
-    batch = objective.batch(0)
-    with torch.no_grad():
-        rewarded, figures = objective.loss(batch, 0)
-        objective.entropy_weight = 0.0
-        plain, without = objective.loss(batch, 0)
-    assert "entropy" not in without
-    assert rewarded.item() == pytest.approx(plain.item() - 0.1 * figures["entropy"], rel=1e-4)
-    # Sure and even use of n codes has entropy log n; one code, or no preference at all, has none.
-    with torch.no_grad():
-        quantizer = tokenizer.pixel_quantizer
-        quantizer.code_transform.weight.copy_(1000 * torch.eye(4))
-        table = quantizer.lookup(torch.arange(8))
-    assert objective._entropy(table.T[None, :, None]).item() == pytest.approx(math.log(8), abs=1e-3)
-    assert objective._entropy(table[:1].expand(8, -1).T[None, :, None]).item() == pytest.approx(0, abs=1e-3)
-    with torch.no_grad():
-        quantizer.code_transform.weight.zero_()
-    assert objective._entropy(table.T[None, :, None]).item() == pytest.approx(0, abs=1e-3)
-
-
-def test_entropy_teaches_the_encoder_and_leaves_the_codebook(parts):
-    tokenizer = parts["visual_tokenizer"]
-    objective = PixelTokenizerObjective(tokenizer, recipe(entropy_weight=0.1))
-    features = tokenizer.encode_pixels(objective.batch(0).pixels)
-    objective._entropy(tokenizer.pixel_quant_conv(features)).backward()
-    assert with_gradient(tokenizer) == {"pixel_encoder", "pixel_quant_conv"}
-
-
 def test_semantic_branch_alone_learns_from_frozen_features(parts):
     tokenizer = parts["visual_tokenizer"]
     objective = SemanticTokenizerObjective(tokenizer, parts["vision_encoder"], recipe(), **SIZES)

@@ -320,32 +320,3 @@ def _selection_costs(scores: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:
     """[N, M]: a proposal the condition selects suits a meant object, and the other way round."""
     log_p, log_q = F.logsigmoid(scores.float())[:, None], F.logsigmoid(-scores.float())[:, None]
     return -(log_p * meant + log_q * (1 - meant))
-
-
-class JointObjective:
-    """Several objectives in one step, their losses added: their batches are drawn apart, their modules are shared.
-
-    focus-tiny goes on learning masks and names densely (stage 0's objective) while its language model learns to read them: at
-    a fifth of a step's cost the encoders keep improving, as FOCUS's Figure 5 has them trained in stage 3.
-    """
-
-    def __init__(self, objectives: dict[str, Any], weights: dict[str, float] | None = None):
-        self.objectives = objectives
-        self.weights = weights or {}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """All modules of all objectives; equal names mean the same module."""
-        return {name: module for objective in self.objectives.values() for name, module in objective.modules().items()}
-
-    def batch(self, step: int) -> dict[str, Any]:
-        """One batch of each."""
-        return {name: objective.batch(step) for name, objective in self.objectives.items()}
-
-    def loss(self, batch: dict[str, Any], step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weighted sum; figures carry the objective's name where two objectives share one."""
-        total, figures = torch.zeros(()), {}
-        for name, objective in self.objectives.items():
-            loss, parts = objective.loss(batch[name], step)
-            total = total + self.weights.get(name, 1.0) * loss
-            figures.update({(f"{name}_{k}" if k in figures else k): v for k, v in parts.items()})
-        return total, figures

@@ -17,7 +17,7 @@ from .autoencoder import AutoencoderObjective
 from .diffusion import DecoderObjective
 from .features import FeatureObjective
 from .initialize import initialize_anchors
-from .language import JointObjective, LanguageObjective
+from .language import LanguageObjective
 from .perception import PerceptionObjective
 from .tokenizer import JointTokenizerObjective, PixelTokenizerObjective, SemanticTokenizerObjective
 from .trainer import CHECKPOINT, Objective, ParameterGroup, StageRecipe
@@ -209,7 +209,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "pixel_tokenizer": ("visual_tokenizer",),
     "joint_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
     "semantic_tokenizer": ("visual_tokenizer", "vision_encoder", "image_processor"),
-    "see": ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor"),
     "language": (
         "vision_encoder",
         "language_model",
@@ -264,10 +263,6 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
             dense.heads.load_state_dict(kept)
         return dense
 
-    def see() -> JointObjective:
-        parts = {"language": LanguageObjective(c, recipe), "dense": continued("0-encoders")}
-        return JointObjective(parts, {"dense": recipe.options.get("dense_weight", 0.5)})
-
     def first_perception() -> PerceptionObjective:
         initialize_anchors(c.vision_encoder, c.mask_decoder)
         first = continued("0-features")
@@ -283,7 +278,6 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
             c.visual_tokenizer, recipe, vision_encoder=c.vision_encoder, **sizes
         ),
         "semantic_tokenizer": lambda: SemanticTokenizerObjective(c.visual_tokenizer, c.vision_encoder, recipe, **sizes),
-        "see": see,
         "language": lambda: LanguageObjective(c, recipe),
         "decoder": lambda: DecoderObjective(c, recipe),
     }

@@ -116,10 +116,10 @@ class PixelTokenizerObjective:
         visual_tokenizer: the tokenizer; groups of the recipe say what of it is trained.
         recipe: options `size` 128; `crop` (side of random crops, only without semantic codes); `semantic_drop` 1.0 (share of
             samples without semantic map; 1 needs no vision encoder); `object_weight` 4 (pixels of objects over those of the
-            background, which is most of a picture and would take most of the codes); `entropy_weight` 0 (even and sure use of
-            the codes); `edge_weight` 0.5 (L1 on differences of neighbouring pixels); `mse_weight` 1; `perceptual_weight` 1 where
-            `perceptual` is given; `adversarial_weight` 0 (paper 0.5) and `adversarial_start` 20000; `noise_samples` and
-            `noise_tokens` 0 (paper 0.1 and 0.1); `initialize` True sets the initial weights of the pixel branch.
+            background, which is most of a picture and would take most of the codes); `edge_weight` 0.5 (L1 on differences of
+            neighbouring pixels); `mse_weight` 1; `perceptual_weight` 1 where `perceptual` is given; `adversarial_weight` 0
+            (paper 0.5) and `adversarial_start` 20000; `noise_samples` and `noise_tokens` 0 (paper 0.1 and 0.1);
+            `initialize` True sets the initial weights of the pixel branch.
         perceptual: features of `PerceptualLoss`, or None to leave that loss out.
         vision_encoder: a frozen encoder where semantic codes are wanted.
         low_size, high_size: its input sizes (height, width).
@@ -145,7 +145,6 @@ class PixelTokenizerObjective:
         self.crop = options.get("crop", self.size)
         self.edge_weight, self.mse_weight = options.get("edge_weight", 0.5), options.get("mse_weight", 1.0)
         self.object_weight = options.get("object_weight", 4.0)
-        self.entropy_weight = options.get("entropy_weight", 0.0)
         self.perceptual_weight = options.get("perceptual_weight", 1.0)
         self.noise = (options.get("noise_samples", 0.0), options.get("noise_tokens", 0.0))
         self.adversarial_weight = options.get("adversarial_weight", 0.0)
@@ -200,8 +199,7 @@ class PixelTokenizerObjective:
         """L1 + MSE + edges + perceptual + SimVQ (+ adversarial)."""
         tokenizer = self.tokenizer
         pixels, weights = batch.pixels, batch.weights
-        features = tokenizer.encode_pixels(pixels)
-        codes, indices, vq = tokenizer.quantize_pixels(features)
+        codes, indices, vq = tokenizer.quantize_pixels(tokenizer.encode_pixels(pixels))
         codebook = tokenizer.config.pixel_codebook_size
         noisy = replace_codes(codes, tokenizer.pixel_quantizer.lookup, codebook, *self.noise)
         decoded = tokenizer.decode(self.semantic_codes(pixels, codes), noisy).float()
@@ -215,10 +213,6 @@ class PixelTokenizerObjective:
         psnr_objects = -10 * torch.log10(error.detach()[inside].square().mean() / 4)
         figures = {"l1": l1.item(), "psnr": psnr.item(), "psnr_objects": psnr_objects.item(), "vq": vq.item()}
         figures["codes"] = code_usage(indices, codebook)[1]
-        if self.entropy_weight:
-            entropy = self._entropy(tokenizer.pixel_quant_conv(features))
-            figures["entropy"] = entropy.item()
-            total = total - self.entropy_weight * entropy
         if self.perceptual is not None:
             perceptual = self.perceptual(decoded, pixels)
             figures["perceptual"] = perceptual.item()
@@ -228,18 +222,6 @@ class PixelTokenizerObjective:
             total = total + adversarial
             figures.update(parts)
         return total, figures
-
-    def _entropy(self, features: torch.Tensor) -> torch.Tensor:
-        """Entropy of the mean soft assignment minus the mean entropy, in nats: high where codes are used evenly and surely."""
-        quantizer = self.tokenizer.pixel_quantizer
-        with torch.autocast(features.device.type, enabled=False):
-            x = features.float().movedim(1, -1).flatten(0, -2)
-            codebook = quantizer.lookup(torch.arange(len(quantizer.frozen_codebook), device=x.device)).detach()
-            distance = torch.cdist(x, codebook).square()
-            log_p = (-distance / 0.25).log_softmax(-1)
-            mean = log_p.exp().mean(0)
-            sure = -(log_p.exp() * log_p).sum(-1).mean()
-            return -(mean * mean.clamp(min=1e-9).log()).sum() - sure
 
     def semantic_codes(self, batch: torch.Tensor, pixel_codes: torch.Tensor) -> torch.Tensor:
         """Semantic codes [B, C, hs, ws] without gradient, zero where the sample goes without."""
