@@ -24,7 +24,7 @@ from diffusers_focus.steps.sequence import (
     run_suffixes,
     suffix_row,
 )
-from diffusers_focus.steps.visual_tokens import block_template, write_codes
+from diffusers_focus.steps.visual_tokens import block_template, fed_positions, write_codes
 
 from tests.tiny import SIZE, picture, shared_pipeline, tiny_components, tiny_pipeline
 
@@ -88,12 +88,17 @@ def illume() -> SimpleNamespace:
     return situation(pipe, [picture(0), picture(1)])
 
 
-def edit_row(here: SimpleNamespace, text: str | None, code_ids=(), num_images: int = 1) -> PromptRow:
-    """An edit's suffix, with the image already written or up to where it begins; without a text the unconditional one."""
+def edit_row(here: SimpleNamespace, text: str | None, code_ids=(), num_images: int = 1, code_places=None) -> PromptRow:
+    """An edit's suffix, with the image already written or up to where it begins; without a text the unconditional one.
+    `code_places` says which ids of the block stand there, all by default.
+    """
     task = EDIT if text is not None else RECONSTRUCT
     answer = build_answer(task) if len(code_ids) else None
     parts = here.context.style.suffix(task, text=text, num_images=num_images, height_width=SIZES, answer=answer)
-    return suffix_row(here.context, parts, code_ids=list(code_ids))
+    if code_places is None:
+        return suffix_row(here.context, parts, code_ids=list(code_ids))
+    ids = [code_ids[place] for place in code_places]
+    return suffix_row(here.context, parts, code_ids=ids, code_places=code_places)
 
 
 def some_block(here: SimpleNamespace, seed: int = 0) -> list[int]:
@@ -142,7 +147,7 @@ def test_written_images_are_trained_at_the_positions_of_the_image_they_change(fo
     rows = [
         edit_row(focus, INSTRUCTIONS[1], block),
         question,
-        edit_row(focus, INSTRUCTIONS[0], block),
+        edit_row(focus, INSTRUCTIONS[0], block, code_places=[3, 4, 9]),
         edit_row(focus, None, block),
     ]
     prompts = torch.tensor([1, 0, 0, 1])
@@ -153,9 +158,9 @@ def test_written_images_are_trained_at_the_positions_of_the_image_they_change(fo
     for row, prompt, mask, ids, now in zip(rows, prompts, batch.mask, batch.ids, positions, strict=True):
         counted = int(focus.prefix.mask[prompt].sum()) + torch.arange(len(row.ids))
         if row.codes is not None:
-            first, length = row.codes
-            assert ids[mask][first : first + length].tolist() == block and length == len(block)
-            counted[first : first + length] = focus.places[prompt]
+            first, places = row.codes
+            assert ids[mask][first : first + len(places)].tolist() == [block[place] for place in places]
+            counted[first : first + len(places)] = focus.places[prompt][list(places)]
         assert torch.equal(now[mask], counted)  # all else counts on, what follows the image too
 
 
@@ -166,20 +171,27 @@ def test_images_are_written_at_the_positions_of_the_image_they_change(focus):
     suffix, *fed = heard
     last = int(drawn.any(0).nonzero()[-1])
     positions = torch.cat(fed, dim=1)
-    assert torch.equal(positions, focus.places.repeat(2, 1)[:, :last])  # the unconditional branch too
+    read = fed_positions(drawn).any(0)[:last]  # what neither prompt needs is left out
+    assert 0 < int(read.sum()) < last
+    assert torch.equal(positions, focus.places.repeat(2, 1)[:, :last][:, read])  # the unconditional branch too
     lengths = [len(edit_row(focus, text).ids) for text in (*INSTRUCTIONS, None, None)]
     ends = focus.prefix.mask.sum(1).repeat(2) + torch.tensor(lengths) - 1
     assert torch.equal(suffix[:, -1], ends)
 
 
-def trained_states(here: SimpleNamespace, ids: torch.Tensor, texts) -> torch.Tensor:
-    """Last hidden states [R, L, H] that each id of finished blocks [R, L] is learned from."""
-    rows = [edit_row(here, text, block.tolist()) for text, block in zip(texts, ids, strict=True)]
+def trained_states(here: SimpleNamespace, ids: torch.Tensor, drawn: torch.Tensor, texts) -> torch.Tensor:
+    """Last hidden states [R, L, H] that the drawn ids of finished blocks [R, L] are learned from; zero elsewhere."""
+    everything = torch.ones_like(drawn)
+    read = fed_positions(drawn) if here.context.style.writes_in_place else everything
+    places = [row.nonzero()[:, 0].tolist() for row in read]
+    rows = [edit_row(here, t, block.tolist(), code_places=p) for t, block, p in zip(texts, ids, places, strict=True)]
     batch = batch_rows(here.pipe, rows, pad="right")
     hidden, _, _ = run_suffixes(here.pipe, here.prefix, torch.arange(len(rows)), batch)
-    return torch.stack(
-        [h[row.codes[0] - 1 : row.codes[0] - 1 + row.codes[1]] for h, row in zip(hidden, rows, strict=True)]
-    )
+    states = torch.zeros(*ids.shape, hidden.shape[-1])
+    for number, row in enumerate(rows):
+        first, there = row.codes
+        states[number, list(there)] = hidden[number, first - 1 : first - 1 + len(there)]
+    return states * drawn[..., None]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -193,10 +205,11 @@ def test_what_is_written_is_what_training_finds_likeliest(style, guidance, reque
         ids, drawn = written(here, here.encoding, guidance)
     finally:
         hook.remove()
-    trained = trained_states(here, ids, INSTRUCTIONS)
+    trained = trained_states(here, ids, drawn, INSTRUCTIONS)
     places = drawn.any(0)
-    branches = [trained] if guidance == 1 else [trained, trained_states(here, ids, (None, None))]
-    torch.testing.assert_close(torch.stack(states, 1), torch.cat(branches)[:, places], atol=1e-4, rtol=1e-4)
+    branches = [trained] if guidance == 1 else [trained, trained_states(here, ids, drawn, (None, None))]
+    heard = torch.stack(states, 1) * drawn[:, places].repeat(len(branches), 1)[..., None]
+    torch.testing.assert_close(heard, torch.cat(branches)[:, places], atol=1e-4, rtol=1e-4)
     logits = [here.pipe.language_model.lm_head(states) for states in branches]
     for row in range(len(ids)):
         own = logits[0][row] if guidance == 1 else guide_logits(logits[0][row], logits[1][row], guidance)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffusers_focus.processing.grammar import VisualTokenGrammar
 from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.steps.encode import encode_tensors
 from diffusers_focus.steps.sequence import batch_rows, embed_prefix, suffix_row
@@ -162,14 +163,16 @@ def test_only_cells_that_the_change_touches_weigh_in_full():
     assert markers.max() < OUTSIDE_WEIGHT
 
 
-def test_codes_to_write_are_the_sources_outside_and_the_targets_inside():
+@pytest.mark.parametrize("in_place", [True, False])
+def test_codes_to_write_are_the_sources_outside_and_the_targets_inside(in_place):
     here = objective(EDITS)
+    here.context.style = replace(here.context.style, writes_in_place=in_place)
     batch = here.batch(0)
     rows = []
 
     class Recorded(LanguageObjective):
         def _run(self, prompts, prefix, regions, given):
-            rows.extend(given)
+            rows.extend(zip(prompts, given, strict=True))
             return super()._run(prompts, prefix, regions, given)
 
     recorded = Recorded(here.components, here.recipe)
@@ -178,16 +181,47 @@ def test_codes_to_write_are_the_sources_outside_and_the_targets_inside():
     with torch.no_grad():
         tokenizer = here.components.visual_tokenizer
         pixel = tokenizer.quantize_pixels(tokenizer.encode_pixels(batch.target_pixels))[1]
+    here.context.style = replace(here.context.style, writes_in_place=True)  # the context is kept with the tokenizer
     assert len(rows) == len(batch.codes) == 2
+    grid = pixel.shape[-2:]
+    grammar = VisualTokenGrammar(v, (2, 2), tuple(grid))
     different = 0
-    for prompt, row in zip(batch.codes, rows, strict=True):
-        written = torch.tensor([i - v.level1_range[0] for i in row.ids if v.level1_range[0] <= i < v.level1_range[1]])
-        grid = pixel.shape[-2:]
-        inside = resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0
-        assert torch.equal(written.view(grid)[inside], pixel[prompt.target][inside])
-        assert torch.equal(written.view(grid)[~inside], pixel[prompt.image][~inside])
+    for prompt, row in rows:
+        start, places = row.codes
+        ids, answers = row.ids[start : start + len(places)], row.answers[start : start + len(places)]
+        inside = (resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0).flatten()
+        true = torch.where(inside, pixel[prompt.target].flatten(), pixel[prompt.image].flatten())
+        block = dict(zip(places, zip(ids, answers, strict=True), strict=True))
+        for cell, position in enumerate(grammar.pixel_positions.tolist()):
+            if position in block:
+                token, answer = block[position]
+                assert token == v.level1_range[0] + true[cell] and answer == (bool(inside[cell]) or not in_place)
+            else:
+                assert in_place and not inside[cell]
+        if in_place:  # nothing is read that neither is written nor precedes what is
+            drawn = {place for place, answer in zip(places, answers, strict=True) if answer}
+            assert all(place in drawn or place + 1 in drawn for place in places)
+        else:
+            assert places == tuple(range(grammar.length)) and all(answers)
         different += int((pixel[prompt.target] != pixel[prompt.image]).sum())
     assert different > 0
+
+
+def test_the_words_of_prompts_are_learned_too():
+    here = objective(QUESTIONS)
+    prefix_ids = []
+
+    class Recorded(LanguageObjective):
+        def _prompt_entropy(self, hidden, suffixes):
+            entropy = super()._prompt_entropy(hidden, suffixes)
+            asked = (suffixes.ids[:, 1:] >= 0) & (suffixes.labels[:, 1:] < 0)
+            prefix_ids.append((len(entropy), int(asked.sum()), int((suffixes.labels[:, 1:] >= 0).sum())))
+            return entropy
+
+    loss, figures = Recorded(here.components, here.recipe).loss(here.batch(0), 0)
+    assert figures["prompt"] > 1 and all(n == asked > 0 and written > 0 for n, asked, written in prefix_ids)
+    loss.backward()
+    assert here.components.language_model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
 def test_selection_costs_by_hand():

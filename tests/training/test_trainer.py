@@ -18,6 +18,7 @@ from diffusers_focus.training.trainer import (
     ParameterGroup,
     StageRecipe,
     Trainer,
+    build_optimizers,
     select_parameters,
     shortened,
 )
@@ -224,6 +225,47 @@ def test_groups_choose_what_is_trained():
 def test_a_group_that_trains_nothing_is_refused(group, words):
     with pytest.raises(ValueError, match=words):
         select_parameters({"a": nn.Linear(2, 2)}, (group,))
+
+
+def test_muon_turns_matrices_and_adamw_the_rest():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    groups = (ParameterGroup("m", 0.1, include=(".weight",), optimizer="muon"), ParameterGroup("m", 0.01))
+    recipe = replace(RECIPE, groups=groups)
+    optimizers = build_optimizers(recipe, select_parameters({"m": model}, groups))
+    assert {name: type(o) for name, o in optimizers.items()} == {"adamw": torch.optim.AdamW, "muon": torch.optim.Muon}
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    steps = [(p.detach() - q) for p, q in zip(model.parameters(), before, strict=True)]
+    for step in (
+        steps[0],
+        steps[2],
+    ):  # as long in every direction: an orthogonal matrix, about as large as AdamW's step
+        values = torch.linalg.svdvals(step)
+        assert values.max() / values.min() < 2
+        assert 0.1 * 0.1 < step.square().mean().sqrt() < 0.1 * 0.4
+    for step in (steps[1], steps[3]):
+        torch.testing.assert_close(step.abs(), torch.full_like(step, 0.01), rtol=1e-3, atol=0)
+
+
+def test_muon_is_refused_what_is_no_matrix():
+    model = nn.Linear(2, 2)
+    groups = select_parameters({"m": model}, (ParameterGroup("m", 0.1, optimizer="muon"),))
+    with pytest.raises(ValueError, match=r"'m\.bias' and 0 more"):
+        build_optimizers(RECIPE, groups)
+    with pytest.raises(ValueError, match="choose one of adamw, muon"):
+        build_optimizers(RECIPE, [(ParameterGroup("m", 0.1, optimizer="sgd"), groups[0][1])])
+
+
+def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path):
+    vae_trainer(tmp_path, replace(RECIPE, steps=1)).run(progress=False)
+    other = vae_trainer(tmp_path)
+    other.optimizers = {"muon": other.optimizers["adamw"]}
+    with pytest.raises(ValueError, match=r"other optimisers \(adamw\)"):
+        other.load_checkpoint()
 
 
 def test_the_rate_warms_up_stays_and_falls_to_two_percent():

@@ -104,7 +104,8 @@ class PromptRow:
         answers: for each position whether the model is to write it.
         regions: (position, region) pairs.
         mask_slots: position of the first mask slot, -1 without.
-        codes: (position, length) of a written image, None without.
+        codes: position of the first id of a written image, and the positions in its block of the ids that stand here; None
+            without.
     """
 
     ids: list[int]
@@ -112,7 +113,7 @@ class PromptRow:
     answers: list[bool]
     regions: list[tuple[int, int]]
     mask_slots: int = -1
-    codes: tuple[int, int] | None = None
+    codes: tuple[int, tuple[int, ...]] | None = None
 
 
 @dataclass
@@ -126,7 +127,7 @@ class SuffixBatch:
         labels: int64 [R, T], the id at each position where the model is to write it, else -100.
         conditions: int64 [R, T], -1 for none.
         mask_slots: int64 [R], first mask slot, -1 without.
-        codes: R (position, length) of written images, None without.
+        codes: of each row as in `PromptRow`.
     """
 
     embeds: torch.Tensor
@@ -135,7 +136,7 @@ class SuffixBatch:
     labels: torch.Tensor
     conditions: torch.Tensor
     mask_slots: torch.Tensor
-    codes: list[tuple[int, int] | None]
+    codes: list[tuple[int, tuple[int, ...]] | None]
 
 
 def image_block(
@@ -270,14 +271,22 @@ def encode_prefix(
 
 
 def suffix_row(
-    context: FocusContext, parts: Sequence[PromptPart], *, num_mask_slots: int = 0, code_ids: Sequence[int] = ()
+    context: FocusContext,
+    parts: Sequence[PromptPart],
+    *,
+    num_mask_slots: int = 0,
+    code_ids: Sequence[int] = (),
+    code_places: Sequence[int] | None = None,
+    code_answers: Sequence[bool] | None = None,
 ) -> PromptRow:
     """Turn the parts of a suffix into ids and slots.
 
     Args:
         parts: from `PromptStyle.suffix`.
         num_mask_slots: N, for a "masks" part.
-        code_ids: ids of the image a "codes" part stands for, start to end marker.
+        code_ids: ids of the image a "codes" part stands for.
+        code_places: their positions in the image's block; default: they are the whole block.
+        code_answers: which of them the model is to write; default: all.
     """
     row = PromptRow([], [], [], [])
     for segment in context.segments(parts):
@@ -292,8 +301,11 @@ def suffix_row(
             row.mask_slots = len(row.ids)
             _extend(row, [SLOT] * num_mask_slots, -1, False)
         elif segment.kind == CODES:
-            row.codes = (len(row.ids), len(code_ids)) if code_ids else None
-            _extend(row, list(code_ids), -1, True)
+            places = range(len(code_ids)) if code_places is None else code_places
+            row.codes = (len(row.ids), tuple(places)) if code_ids else None
+            row.ids += code_ids
+            row.conditions += [-1] * len(code_ids)
+            row.answers += [True] * len(code_ids) if code_answers is None else code_answers
         else:
             raise ValueError(
                 f"A suffix cannot hold a part of kind {segment.kind!r}; images and queries belong to the prefix."
@@ -331,7 +343,7 @@ def batch_rows(
     labels = torch.full((len(rows), length), IGNORED)
     mask = torch.zeros((len(rows), length), dtype=torch.bool)
     starts = torch.full((len(rows),), -1)
-    codes: list[tuple[int, int] | None] = []
+    codes: list[tuple[int, tuple[int, ...]] | None] = []
     slot_rows, slot_positions, slot_regions = [], [], []
     region = 0
     for i, row in enumerate(rows):
@@ -392,9 +404,9 @@ def run_suffixes(
     mask = torch.cat([prefix.mask[rows], batch.mask], dim=1)
     positions = counted_positions(mask, batch.embeds.shape[1]) + prefix.skipped
     for row, span in enumerate(batch.codes):
-        places = image_positions(prefix, rows[row : row + 1], 0, span[1]) if span is not None else None
+        places = image_positions(prefix, rows[row : row + 1], span[1]) if span is not None else None
         if span is not None and places is not None:
-            positions[row, span[0] : span[0] + span[1]] = places[0]
+            positions[row, span[0] : span[0] + len(span[1])] = places[0]
     return _run(components.language_model, batch.embeds, mask, cache, positions), cache, mask
 
 
@@ -428,13 +440,13 @@ def counted_positions(mask: torch.Tensor, length: int) -> torch.Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
 
 
-def image_positions(prefix: PrefixCache, rows: torch.Tensor, first: int, stop: int) -> torch.Tensor | None:
-    """Positions [R, stop - first] of tokens `first` to `stop` of images written over those of prompts `rows` [R]; None where
-    the style goes on counting.
+def image_positions(prefix: PrefixCache, rows: torch.Tensor, places: Sequence[int]) -> torch.Tensor | None:
+    """Positions [R, n] of the tokens at `places` of images written over those of prompts `rows` [R]; None where the style goes
+    on counting.
     """
     if prefix.image_starts is None:
         return None
-    return prefix.image_starts[rows][:, None] + torch.arange(first, stop, device=rows.device)
+    return prefix.image_starts[rows][:, None] + torch.tensor(places, device=rows.device)
 
 
 def _run(

@@ -2,7 +2,8 @@
 
 FOCUS section "Visual tokens", decoding after ILLUME+ (arXiv 2504.01934, Apache-2.0), re-implemented for batches. What is known
 beforehand (markers; in a local edit the source's codes outside the edit mask) is never drawn: it is fed in runs, one forward
-each. The unconditional branch of guidance stands in the same batch and the same cache as the conditional one.
+each, or left out where an image is written in place of its source (`fed_positions`). The unconditional branch of guidance stands
+in the same batch and the same cache as the conditional one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
@@ -53,6 +55,15 @@ def block_template(
             ids[:, positions] = known.flatten(1).to(device) + first
             draw[:, positions] = cells.flatten(1).to(device)
     return ids, draw
+
+
+def fed_positions(draw: torch.Tensor) -> torch.Tensor:
+    """What a local edit in place reads of its own block: bool [..., L] from `draw` bool [..., L], where ids are drawn.
+
+    The ids that are drawn, and the one before each run of them, whose position says which cell comes next. All others are the
+    source's, and the source's tokens stand at the same positions in the prefix: the tokens follow the area of the edit.
+    """
+    return draw | F.pad(draw[..., 1:], (0, 1))
 
 
 def write_codes(
@@ -119,14 +130,18 @@ def write_codes(
     table = components.language_model.get_input_embeddings()
     prompt_rows = torch.tensor(index * 2 if guided else index)
     hidden, cache, mask = run_suffixes(components, prefix, prompt_rows, batch)
+    needed = torch.ones_like(draw) if prefix.image_starts is None else fed_positions(draw)
+    anywhere = needed.any(dim=0).tolist()
     fed = 0
     for position in positions:
-        if position > fed:
-            run = ids[:, fed:position]
-            places = image_positions(prefix, prompt_rows.to(device), fed, position)
-            embeds = table(run.repeat(2, 1) if guided else run)
-            hidden, mask = extend(components, embeds, cache, mask, positions=places)
-            fed = position
+        run = [p for p in range(fed, position) if anywhere[p]]
+        if run:
+            places = image_positions(prefix, prompt_rows.to(device), run)
+            embeds, new = table(ids[:, run]), needed[:, run]
+            if guided:
+                embeds, new = embeds.repeat(2, 1, 1), new.repeat(2, 1)
+            hidden, mask = extend(components, embeds, cache, mask, new, places)
+        fed = position
         logits = components.language_model.lm_head(hidden[:, -1])[:, first[position] : stop[position]]
         if guided:
             logits = guide_logits(logits[:count], logits[count:], guidance_scale)

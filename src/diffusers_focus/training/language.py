@@ -19,6 +19,7 @@ from ..steps.encode import FocusImageEncoding, encode_tensors, mask_pixels
 from ..steps.sequence import (
     FocusContext,
     PrefixCache,
+    SuffixBatch,
     batch_rows,
     condition_states,
     encode_prefix,
@@ -26,14 +27,27 @@ from ..steps.sequence import (
     slot_states,
     suffix_row,
 )
+from ..steps.visual_tokens import fed_positions
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .trainer import StageRecipe
 
-WEIGHTS = {"text": 3.0, "names": 1.0, "codes": 3.0, "bce": 5.0, "dice": 5.0, "select": 2.0, "edit": 3.0, "quality": 0.2}
-OUTSIDE_WEIGHT = 0.1  # cells the source prefills at run time: written too, for reconstruction and for guidance
+WEIGHTS = {
+    "text": 3.0,
+    "prompt": 1.0,
+    "names": 1.0,
+    "codes": 3.0,
+    "bce": 5.0,
+    "dice": 5.0,
+    "select": 2.0,
+    "edit": 3.0,
+    "quality": 0.2,
+}
+OUTSIDE_WEIGHT = (
+    0.1  # cells the source prefills at run time, where they are written at all: for styles that go on counting
+)
 
 
 class LanguageObjective:
@@ -119,27 +133,33 @@ class LanguageObjective:
         """Cross-entropy of each written token [n], whether it was the first choice [n], and its position mask."""
         wanted = labels[:, 1:]
         here = wanted >= 0
-        logits = self.components.language_model.lm_head(hidden[:, :-1][here])
-        entropy = F.cross_entropy(logits.float(), wanted[here], reduction="none")
+        logits = self._logits(hidden[:, :-1][here])
+        entropy = F.cross_entropy(logits, wanted[here], reduction="none")
         return entropy, (logits.argmax(-1) == wanted[here]), here
+
+    def _prompt_entropy(self, hidden: torch.Tensor, suffixes: SuffixBatch) -> torch.Tensor:
+        """Cross-entropy of the words of the prompts [n]: what is asked about a picture says what is in it."""
+        wanted = torch.where(suffixes.labels >= 0, -1, suffixes.ids)[:, 1:]
+        here = wanted >= 0
+        return F.cross_entropy(self._logits(hidden[:, :-1][here]), wanted[here], reduction="none")
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.components.language_model.lm_head(hidden).float()
 
     def _texts(self, batch, prefix, regions, losses, figures) -> None:
         rows = [suffix_row(self.context, p.parts) for p in batch.texts]
-        # Captions are three times as long as the other prompts: apart from them, less is padding.
-        limit = max(len(row.ids) for row in rows) * 2 // 3
-        groups = [[i for i, row in enumerate(rows) if (len(row.ids) > limit) == long] for long in (False, True)]
-        entropies, kinds = [], {}
-        for group in groups:
-            if not group:
-                continue
+        entropies, asked, kinds = [], [], {}
+        for group in _alike([len(row.ids) for row in rows]):
             hidden, suffixes = self._run([batch.texts[i] for i in group], prefix, regions, [rows[i] for i in group])
             entropy, right, here = self._written(hidden, suffixes.labels)
             entropies.append(entropy)
+            asked.append(self._prompt_entropy(hidden, suffixes))
             correct = torch.ones_like(here)
             correct[here] = right
             for i, good in zip(group, correct.all(1).tolist(), strict=True):
                 kinds.setdefault(f"q_{batch.texts[i].kind}", []).append(good)
         losses["text"] = torch.cat(entropies).mean()
+        losses["prompt"] = torch.cat(asked).mean()
         everything = [good for kind in kinds.values() for good in kind]
         figures["questions"] = sum(everything) / len(everything)
         figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
@@ -260,24 +280,37 @@ class LanguageObjective:
         for prompts, name in ((edits, "edit_codes"), (texts, "text_codes")):
             if not prompts:
                 continue
+            in_place = prompts is edits and self.context.style.writes_in_place
             rows, weights = [], []
             for prompt in prompts:
                 inside_s, inside_p = self._inside(prompt, grids)
                 s = torch.where(inside_s, semantic[prompt.target], semantic[max(prompt.image, 0)])
                 p = torch.where(inside_p, pixel[prompt.target], pixel[max(prompt.image, 0)])
                 ids = self.context.vocabulary.image_ids(s, p, with_tag=False)
-                rows.append(suffix_row(self.context, prompt.parts, code_ids=ids.tolist()))
+                weight = self._code_weights(inside_s, inside_p)
+                written = weight >= 1 if in_place else torch.ones_like(weight, dtype=torch.bool)
+                places = (fed_positions(written) if in_place else written).nonzero()[:, 0]
+                codes = {
+                    "code_ids": ids[places].tolist(),
+                    "code_places": places.tolist(),
+                    "code_answers": written[places].tolist(),
+                }
+                rows.append(suffix_row(self.context, prompt.parts, **codes))
                 # The last weight is that of <|im_end|>.
-                weights.append(F.pad(self._code_weights(inside_s, inside_p), (0, 1), value=OUTSIDE_WEIGHT))
+                weights.append(F.pad(weight[written], (0, 1), value=OUTSIDE_WEIGHT))
             here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
-            hidden, suffixes = self._run(prompts, here_prefix, None, rows)
-            entropy, right, here = self._written(hidden, suffixes.labels)
-            # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
-            parts = zip(entropy.split([len(w) for w in weights]), weights, strict=True)
-            means += [(e * w).sum() / w.sum() for e, w in parts]
-            inside = torch.cat(weights) >= 1
-            figures[name] = entropy.detach()[inside].mean().item()
-            figures[f"{name}_top1"] = right[inside].float().mean().item()
+            inside: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for group in _alike([len(row.ids) for row in rows]):
+                hidden, suffixes = self._run([prompts[i] for i in group], here_prefix, None, [rows[i] for i in group])
+                entropy, right, _ = self._written(hidden, suffixes.labels)
+                theirs = [weights[i] for i in group]
+                # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
+                parts = zip(entropy.split([len(w) for w in theirs]), theirs, strict=True)
+                means += [(e * w).sum() / w.sum() for e, w in parts]
+                cells = torch.cat(theirs) >= 1
+                inside.append((entropy.detach()[cells], right[cells]))
+            figures[name] = torch.cat([entropy for entropy, _ in inside]).mean().item()
+            figures[f"{name}_top1"] = torch.cat([right for _, right in inside]).float().mean().item()
         losses["codes"] = torch.stack(means).mean()
 
     @torch.no_grad()
@@ -314,6 +347,16 @@ class LanguageObjective:
 
 def _add(losses: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
     losses[name] = losses[name] + value if name in losses else value
+
+
+def _alike(lengths: list[int], ratio: float = 1.4) -> list[list[int]]:
+    """Indices in groups of like length, none longer than `ratio` times the shortest of its group: less is padding."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or lengths[i] > ratio * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def _selection_costs(scores: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:

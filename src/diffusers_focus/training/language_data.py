@@ -120,7 +120,7 @@ class LanguageBatch:
 class Mixture:
     """How many prompts of each sort a picture gets.
 
-    `edits` and `generations` may be fractions: the share of pictures with one. `dropout` is the share of image prompts
+    `edits` and `generations` may be fractions: 2.5 edits are two or three. `dropout` is the share of image prompts
     swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
     names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
     answer instead of the expression. `twins` is the share of pictures with two identical objects, which only a region prompt
@@ -176,12 +176,14 @@ def draw_batch(
     for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):
         _add_questions(draft, image, scene, rendered, mixture, rng)
         edit = None
-        if mixture.edit_masks or mixture.edits:
+        if mixture.edit_masks:
             edit = sample_edit(scene, rng)
         _add_masks(draft, image, scene, rendered, mixture, edit, rng)
-        if edit is not None and rng.random() < mixture.edits:
+        for number in range(_count(mixture.edits, rng)):
+            if number or edit is None:
+                edit = sample_edit(scene, rng)
             _add_edit(draft, image, scene, edit, mixture, rng)
-        if rng.random() < mixture.generations:
+        for _ in range(_count(mixture.generations, rng)):
             random = rng.random() < mixture.dropout
             task, text = (GENERATE_RANDOM, None) if random else (GENERATE, caption(scene))
             parts = style.suffix(task, text=text, num_images=0, height_width=draft.size, answer=build_answer(task))
@@ -197,6 +199,11 @@ def draw_batch(
         draft.codes,
         to_pixel_values(draft.targets),
     )
+
+
+def _count(number: float, rng: np.random.Generator) -> int:
+    """A whole number with that mean."""
+    return int(number) + (rng.random() < number % 1)
 
 
 def names_of(scene: Scene, targets: Sequence[int]) -> str:

@@ -2,8 +2,8 @@
 
 A stage is a frozen `StageRecipe` (what is trained, for how long, at which rate) plus an `Objective` (what a batch is and
 what its loss is). The loop itself knows neither images nor words. It follows FOCUS section 3 (AdamW, no weight decay,
-constant rate), with two additions that only matter for runs of minutes instead of weeks: a short warm-up, and a linear
-decay over the last part of the run.
+constant rate), with three additions that only matter for runs of minutes instead of weeks: a short warm-up, a linear
+decay over the last part of the run, and Muon (Jordan et al. 2024, torch.optim's) where a recipe asks for it.
 
 Several processes (`accelerate launch --num_processes 2 ...`) share a step: each draws its part of the batch, gradients are
 averaged, and every process makes the same update. The first one writes.
@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 CHECKPOINT = "checkpoint"
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class ParameterGroup:
     """Parameters of one component that a stage trains.
 
     `component` is a component name; `include`/`exclude` are substrings of parameter names (empty `include` means all).
+    `optimizer` is a name of `OPTIMIZERS`; "muon" is for matrices alone, at the rates of AdamW (its updates are as large).
     """
 
     component: str
     learning_rate: float
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,36 @@ def select_parameters(
     return selected
 
 
+def build_optimizers(
+    recipe: StageRecipe, groups: Iterable[tuple[ParameterGroup, dict[str, nn.Parameter]]]
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers that `groups` (from `select_parameters`) name, each with its share of the parameters.
+
+    Raises:
+        ValueError: an unknown optimiser, or Muon for what is not a matrix.
+    """
+    shares: dict[str, list[dict[str, Any]]] = {}
+    for group, chosen in groups:
+        if group.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"the group of {group.component!r} has optimizer {group.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}"
+            )
+        others = [name for name, parameter in chosen.items() if parameter.ndim != 2]
+        if group.optimizer == "muon" and others:
+            raise ValueError(
+                f"Muon turns matrices; {others[0]!r} and {len(others) - 1} more are none. Narrow `include`, and train the others "
+                "in a group with AdamW"
+            )
+        rate = group.learning_rate
+        share = {"params": list(chosen.values()), "lr": rate, "base_lr": rate}
+        shares.setdefault(group.optimizer, []).append(share)
+    builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+        "adamw": lambda share: torch.optim.AdamW(share, betas=recipe.betas, weight_decay=0.0, fused=True),
+        "muon": lambda share: torch.optim.Muon(share, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+    }
+    return {name: builders[name](shares[name]) for name in OPTIMIZERS if name in shares}
+
+
 class Trainer:
     """Run one stage on accelerate (CPUs or accelerators), with checkpoints, CSV log and loss plot in `output_dir`.
 
@@ -159,16 +192,10 @@ class Trainer:
             module.to(self.accelerator.device)
         self.groups = select_parameters(self.modules, recipe.groups)
         self.parameters = {name: p for _, chosen in self.groups for name, p in chosen.items()}
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": list(chosen.values()), "lr": g.learning_rate, "base_lr": g.learning_rate}
-                for g, chosen in self.groups
-            ],
-            betas=recipe.betas,
-            weight_decay=0.0,
-            fused=True,
-        )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.optimizers = {
+            name: self.accelerator.prepare_optimizer(optimizer)
+            for name, optimizer in build_optimizers(recipe, self.groups).items()
+        }
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if recipe.ema_decay else {}
         self.step = 0
         self.seconds = 0.0
@@ -201,7 +228,7 @@ class Trainer:
         }
         if buffers:
             save_file(buffers, folder / "buffers.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save({name: o.state_dict() for name, o in self.optimizers.items()}, folder / "optimizer.pt")
         state = {"step": self.step, "seconds": self.seconds, "recipe": _plain(asdict(self.recipe))}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         target, old = self.directory / CHECKPOINT, self.directory / f".{CHECKPOINT}.old"
@@ -239,7 +266,14 @@ class Trainer:
                 for name, value in load_file(folder / "buffers.safetensors").items():
                     component, _, rest = name.partition(".")
                     self.modules[component].get_buffer(rest).copy_(value)
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        moments = torch.load(folder / "optimizer.pt", weights_only=True)
+        if moments.keys() != self.optimizers.keys():
+            raise ValueError(
+                f"the checkpoint in {folder} was made with other optimisers ({', '.join(map(str, moments))[:60]}) than stage "
+                f"{self.recipe.name!r} uses ({', '.join(self.optimizers)}); choose another --output or remove the checkpoint"
+            )
+        for name, moment in moments.items():
+            self.optimizers[name].load_state_dict(moment)
         self.step, self.seconds = state["step"], state["seconds"]
         return True
 
@@ -260,8 +294,9 @@ class Trainer:
         recipe = self.recipe
         seed_step(recipe.seed, self.draw)
         factor = recipe.learning_rate_factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
         batch = self.objective.batch(self.draw)
         with self.accelerator.autocast(), self._attention():
             loss, figures = self.objective.loss(batch, self.step)
@@ -273,8 +308,9 @@ class Trainer:
             self.accelerator.backward(loss)
         self._average_gradients()
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), recipe.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.average:
             decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
