@@ -11,6 +11,7 @@ import pytest
 from diffusers_focus.data import language
 from diffusers_focus.data.language import (
     EDIT_KINDS,
+    LESSON_KINDS,
     QUESTION_KINDS,
     REASONING,
     alternatives,
@@ -196,6 +197,25 @@ def test_answers_are_true():
             else:
                 assert question.answer == answer(question.text, scene.objects), question
                 assert question.target is None
+
+
+def test_lessons_are_one_step_of_what_is_asked_later():
+    """Their answers follow from the yes or no, or from the expression, that they prepare; all answers occur."""
+    words = Counter()
+    for seed in range(150):
+        scene = sample_scene(seed)
+        for question in questions(scene, rng(seed), 6, LESSON_KINDS):
+            words[question.answer] += 1
+            if question.kind == "extreme":
+                (target,) = read(f"the {question.text.removeprefix('what is the ').rstrip('?')}", scene.objects)
+                assert question.answer == f"a {scene.objects[target].name}"
+                assert scene.objects[target].pair not in HELD_OUT_PAIRS
+                continue
+            first, second = re.search("(left of|above) or (right of|below)", question.text).groups()
+            for word in (first, second):
+                asked = question.text.replace(f"{first} or {second}", word)
+                assert answer(asked, scene.objects) == ("yes" if word == question.answer else "no"), question
+    assert min(words[word] for word in ("left of", "right of", "above", "below")) > 0.2 * words["left of"] > 10
 
 
 def test_questions_are_balanced():

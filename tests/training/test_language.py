@@ -251,3 +251,18 @@ def test_image_tokens_begin_at_the_scale_of_words():
         assert tokens.square().mean().sqrt().item() == pytest.approx(spread, rel=1e-3)
     after = components.vision_encoder.query_adapter.projection.weight
     torch.testing.assert_close(after / after.norm(), before / before.norm())  # the scale and nothing else
+
+
+@pytest.mark.parametrize("noisy", [(0, 0), (0, 1)])
+def test_copy_heads_go_where_answers_suffer_least(noisy):
+    here = objective(QUESTIONS)
+    layer, group = noisy
+    model, config = here.components.language_model, here.components.language_model.config
+    assert config.num_hidden_layers == 2 and config.num_key_value_heads == 2  # the last layer's heads stay
+    weight = model.model.layers[layer].self_attn.o_proj.weight
+    half = weight.shape[1] // 2
+    with torch.no_grad():  # heads that only disturb are missed by nobody
+        weight[:, group * half : (group + 1) * half] = 30 * torch.randn(len(weight), half)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert here._least_used_heads() == noisy
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

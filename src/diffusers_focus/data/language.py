@@ -41,6 +41,10 @@ RESIZE_FACTORS = {"larger": 1.5, "smaller": 0.67}
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 QUESTION_KINDS = ("count", "count_attribute", "exists", "relation", "colour", "shape", "caption", "region")
+LESSON_KINDS = (
+    "side",
+    "extreme",
+)  # asked in training alone: one step each of what "relation" and expressions take in one
 EDIT_KINDS = ("remove", "replace", "recolour", "reshape", "fill", "resize", "background")
 
 # word -> (coordinate, sign): the relation holds where sign * (a - b) > 0.
@@ -322,10 +326,11 @@ def questions(
         scene: The scene.
         rng: The source of randomness.
         count: At most so many questions; fewer come back where the scene and `kinds` have no more.
-        kinds: A subset of `QUESTION_KINDS`; None takes all.
+        kinds: Some of `QUESTION_KINDS` and `LESSON_KINDS`, a kind named twice is asked twice as often; None takes
+            `QUESTION_KINDS`.
         held_out: Whether questions and answers may combine a held-out colour and shape pair.
     """
-    kinds = _checked(kinds, QUESTION_KINDS, "question")
+    kinds = QUESTION_KINDS if kinds is None else _checked(kinds, (*QUESTION_KINDS, *LESSON_KINDS), "question")
     found: list[Question] = []
     for _ in range(3 * count):  # a round asks every kind once; rounds that add nothing new are cheap
         for kind in _shuffled(rng, kinds):
@@ -371,15 +376,41 @@ def _ask_exists(scene: Scene, rng: np.random.Generator, held_out: bool) -> Quest
     return Question(f"is there {_article(colour, rng)} {colour} {shape}?", "yes" if yes else "no", "exists")
 
 
-def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
-    candidates = []
+def _comparable(scene: Scene, held_out: bool) -> list[tuple[str, tuple[str, str], str, int]]:
+    """(shape of one object, name of another, axis, sign of their distance on it) wherever that can be asked."""
+    found = []
     for shape in SHAPES:
         index = _only(scene, shape=shape)
         for pair, reference in _named_pairs(scene, held_out).items() if index is not None else ():
             for axis in ("cx", "cy") if reference != index else ():
                 gap = getattr(scene.objects[index], axis) - getattr(scene.objects[reference], axis)
                 if abs(gap) >= POSITION_MARGIN:
-                    candidates.append((shape, pair, axis, 1 if gap > 0 else -1))
+                    found.append((shape, pair, axis, 1 if gap > 0 else -1))
+    return found
+
+
+def _ask_side(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
+    """A relation without yes or no: whose answer is the sign of a distance, not its product with the sign that was asked for."""
+    candidates = _comparable(scene, held_out)
+    if not candidates:
+        return None
+    shape, pair, axis, sign = _pick(rng, candidates)
+    first, second = (word for word, (other, _) in _RELATIONS.items() if other == axis)
+    answer = next(word for word, meaning in _RELATIONS.items() if meaning == (axis, sign))
+    return Question(f"is the {shape} {first} or {second} the {pair[0]} {pair[1]}?", answer, "side")
+
+
+def _ask_extreme(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
+    targets = {word: _extreme(scene, axis, sign) for word, (axis, sign) in _EXTREMES.items()}
+    sayable = [(w, t) for w, t in targets.items() if t is not None and _sayable(*scene.objects[t].pair, held_out)]
+    if not sayable:
+        return None
+    word, target = _pick(rng, sayable)
+    return Question(f"what is the {word} object?", f"a {scene.objects[target].name}", "extreme")
+
+
+def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
+    candidates = _comparable(scene, held_out)
     if not candidates:
         return None
     shape, pair, axis, sign = _pick(rng, candidates)
@@ -430,6 +461,8 @@ _ASK = {
     "shape": _ask_shape,
     "caption": _ask_caption,
     "region": _ask_region,
+    "side": _ask_side,
+    "extreme": _ask_extreme,
 }
 
 

@@ -8,6 +8,7 @@ learned from every prompt while words are learned from the selection.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class LanguageObjective:
         match_token_scale(self.components.language_model, encoder, {k: v for k, v in tokens.items() if v is not None})
 
     def _initialize_copying(self, components: Any) -> None:
-        """Copy heads at the distances of the next cell, of the one below and of the one above, in the second layer."""
+        """Copy heads at the distances of the next cell, of the one below and of the one above, where they cost least."""
         config = components.language_model.config
         if not self.context.style.writes_in_place or config.num_hidden_layers < 2:
             return
@@ -85,7 +86,28 @@ class LanguageObjective:
         distances = (1, 1 + row, 1 - row)
         heads = config.num_attention_heads // config.num_key_value_heads
         offsets = [distances[i % len(distances)] for i in range(heads)]
-        initialize_copy_heads(components.language_model, layer=1, group=config.num_key_value_heads - 1, offsets=offsets)
+        layer, group = self._least_used_heads()
+        initialize_copy_heads(components.language_model, layer=layer, group=group, offsets=offsets)
+
+    @torch.no_grad()
+    def _least_used_heads(self) -> tuple[int, int]:
+        """(layer, key-value group) without whose heads answers suffer least; the last layer's are not asked."""
+        model = self.components.language_model
+        config, batch = model.config, self.batch(0)
+        if not batch.texts:
+            return min(1, config.num_hidden_layers - 1), config.num_key_value_heads - 1
+        width = config.num_attention_heads // config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
+        found: dict[tuple[int, int], float] = {}
+        for layer in range(config.num_hidden_layers - 1):
+            weight = model.model.layers[layer].self_attn.o_proj.weight
+            for group in range(config.num_key_value_heads):
+                columns = slice(group * width, (group + 1) * width)
+                kept = weight[:, columns].clone()
+                weight[:, columns] = 0
+                only_texts = replace(batch, masked=[], codes=[])
+                found[layer, group] = self.loss(only_texts, 0)[1]["text"]
+                weight[:, columns] = kept
+        return min(found, key=found.__getitem__)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything the loss runs through; what is trained is the recipe's choice."""
