@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
-from diffusers_focus.processing.prompts import CLASS, REFERRING
+from diffusers_focus.processing.prompts import CLASS, INTERACTIVE, REFERRING
 from diffusers_focus.steps.segment import MaskPrompt, MaskReading, name_objects, read_masks, select_objects
 
 from tests.tiny import picture, shared_pipeline
@@ -100,3 +100,40 @@ def test_masks_come_even_where_the_model_never_asks_for_them():
 def test_thresholds_of_named_objects(score):
     found = select(reading("a", [[score]], [(0, 0, 4, 4)]), fallback_threshold=0.3)
     assert len(found.masks) == (score > 0.3)
+
+
+def pointed(*boxes: tuple[int, int, int, int]) -> MaskPrompt:
+    regions = []
+    for x0, y0, x1, y1 in boxes:
+        region = np.zeros((16, 16), dtype=bool)
+        region[y0:y1, x0:x1] = True
+        regions.append(region)
+    return MaskPrompt(0, INTERACTIVE, None, tuple(regions))
+
+
+def test_of_two_equal_objects_the_one_under_the_click_is_meant():
+    read = reading("red circle", [[0.95], [0.05]], [(0, 0, 4, 4), (10, 10, 14, 14)])
+    assert select(read, pointed((2, 2, 3, 3))).masks[0, 2, 2]
+    found = select(read, pointed((11, 11, 12, 12)))  # whatever the model thinks of it
+    assert found.masks.shape[0] == 1 and found.masks[0, 11, 11] and not found.masks[0, 2, 2]
+    np.testing.assert_allclose(found.scores, [0.05], atol=1e-6)
+
+
+def test_a_box_means_what_fills_it_most_and_not_what_it_grazes():
+    read = reading("red circle", [[0.9], [0.5]], [(0, 0, 6, 6), (5, 5, 12, 12)])
+    assert select(read, pointed((4, 4, 13, 13))).masks[0].sum() == 49
+
+
+def test_each_region_has_its_object():
+    read = reading("a, b", [[0.9], [0.8], [0.7]], [(0, 0, 3, 3), (6, 0, 9, 3), (10, 10, 14, 14)])
+    found = select(read, pointed((1, 1, 2, 2), (10, 10, 14, 14)))
+    np.testing.assert_allclose(found.scores, [0.9, 0.7], atol=1e-6)
+
+
+def test_where_no_proposal_holds_the_region_the_scores_decide():
+    read = reading("a", [[0.6], [0.9]], [(0, 0, 3, 3), (6, 0, 9, 3)])
+    np.testing.assert_allclose(select(read, pointed((14, 14, 15, 15))).scores, [0.9], atol=1e-6)
+
+
+def test_a_region_always_means_something():
+    assert len(select(reading("nothing", [[0.2]], [(0, 0, 4, 4)]), pointed((1, 1, 3, 3))).masks) == 1

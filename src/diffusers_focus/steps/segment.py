@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..models.mask_decoder import FocusMaskOutput
 from ..processing.images import FocusImageProcessor, Placement
-from ..processing.prompts import CLASS
+from ..processing.prompts import CLASS, INTERACTIVE
 from .encode import Components, FocusImageEncoding, mask_pixels
 from .sequence import FocusContext, batch_rows, condition_states, encode_prefix, extend, run_suffixes, suffix_row
 from .understand import banned_text_ids, write_text
@@ -194,8 +195,9 @@ def select_objects(
 
     The score of a proposal is the sigmoid of its best condition logit. The model has written the names of what it means, so as
     many objects count as there are names: the best proposals above `fallback_threshold`; none after "nothing". For a list of
-    classes, and where no name was written, every proposal above `score_threshold` counts. Of proposals that overlap by more than
-    `duplicate_iou` the better one stays.
+    classes, and where no name was written, every proposal above `score_threshold` counts. What was pointed at by regions alone is
+    something that lies there: of the proposals only those that hold the regions count, and the best of them always does. Of
+    proposals that overlap by more than `duplicate_iou` the better one stays.
     """
     names = _names(reading.text[row]) if prompt.task != CLASS else []
     probabilities = reading.condition_logits[row].float().sigmoid()
@@ -204,6 +206,13 @@ def select_objects(
     keep = scores > (fallback_threshold if names else score_threshold)
     if prompt.task != CLASS and reading.text[row] == NO_OBJECT:
         keep[:] = False
+    if prompt.task == INTERACTIVE and prompt.regions:
+        holding = _holding(reading.mask_logits[row], prompt.regions, placement)[order]
+        if holding.any():
+            keep &= holding
+            keep[holding.nonzero()[0, 0]] = (
+                True  # a region without any object would be a slip of the model, not of the user
+            )
     order, scores = order[keep], scores[keep]
     order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
     if names:
@@ -236,6 +245,23 @@ def select_objects(
         text=reading.text[row],
         instance_embeds=reading.instance_embeds[row, order].float().cpu().numpy(),
     )
+
+
+def _holding(mask_logits: torch.Tensor, regions: Sequence[np.ndarray], placement: Placement) -> torch.Tensor:
+    """Which proposals hold a region: at least half as much of it as the one that holds most; bool [N].
+
+    Args:
+        mask_logits: [N, h, w] on the mask decoder's grid over the canvas.
+        regions: bool [height, width] at the size of the user's image.
+    """
+    inside = (mask_logits > 0).float()
+    found = torch.zeros(len(inside), dtype=torch.bool, device=inside.device)
+    for region in regions:
+        placed = placement.place_mask(torch.from_numpy(region), mode="any").to(inside.device, torch.float32)
+        cells = F.interpolate(placed[None, None], size=inside.shape[-2:], mode="area")[0, 0]
+        share = torch.einsum("nhw,hw->n", inside, cells)
+        found |= (share > 0) & (share >= 0.5 * share.max())
+    return found
 
 
 def _without_duplicates(
