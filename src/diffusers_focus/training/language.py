@@ -36,7 +36,7 @@ from .matcher import match
 from .trainer import StageRecipe
 
 WEIGHTS = {
-    "text": 3.0,
+    "text": 6.0,
     "prompt": 1.0,
     "names": 1.0,
     "codes": 3.0,
