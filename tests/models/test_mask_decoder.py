@@ -1,17 +1,15 @@
-"""The mask decoder against transformers' Mask2Former (live reference), and its own promises."""
+"""The mask decoder's own promises; that it computes what Mask2Former does is in tests/checkpoints/test_live_references.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Mask2FormerConfig, SwinConfig
+from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
-    Mask2FormerModel,
     Mask2FormerPixelDecoder,
     Mask2FormerTransformerModule,
 )
 
-from diffusers_focus.checkpoints.mask2former import from_mask2former, to_mask2former
 from diffusers_focus.models.mask_decoder import FocusMaskDecoder, FocusPixelFeatures, _shrink
 
 CHANNELS = (8, 16, 32, 64)
@@ -51,110 +49,6 @@ def make_states(batch: int = 2, prompts: int = 3, conditions: int = 2, slots: in
         torch.randn(batch, prompts, slots, LANGUAGE, generator=generator),
         torch.randn(batch, prompts, conditions, LANGUAGE, generator=generator),
     )
-
-
-# --- against Mask2Former ---
-
-
-@pytest.fixture(scope="module")
-def reference() -> Mask2FormerModel:
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=CHANNELS[0],
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=WIDTH,
-        hidden_dim=WIDTH,
-        mask_feature_size=MASK_WIDTH,
-        encoder_feedforward_dim=40,
-        dim_feedforward=48,
-        encoder_layers=2,
-        decoder_layers=5,
-        num_attention_heads=HEADS,
-        num_queries=SLOTS,
-    )
-    model = Mask2FormerModel(config).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():  # some are uninitialised memory in transformers
-            scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model
-
-
-@pytest.fixture(scope="module")
-def converted(reference) -> FocusMaskDecoder:
-    """Ours with the reference's weights; slot states go through an identity projection."""
-    model = make_decoder(encoder_layers=2, language_hidden_size=WIDTH, norm_groups=32)
-    weights, _ = from_mask2former(reference.state_dict())
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    own = ("slots.", "slot_projection.", "edit_head.", "condition_head.", "quality_head.", "instance_head.")
-    own += ("pixel_decoder.position_projection.",)
-    assert unexpected == [] and all(key.startswith(own) for key in missing)
-    with torch.no_grad():
-        model.slot_projection.weight.copy_(torch.eye(WIDTH))
-        model.slot_projection.bias.zero_()
-    return model
-
-
-@torch.no_grad()
-def test_encode_equals_mask2formers_pixel_decoder(reference, converted):
-    features = make_features()
-    expected = reference.pixel_level_module.decoder(features)
-    ours = converted.encode(features)
-    torch.testing.assert_close(ours.mask_features, expected.mask_features, rtol=1e-5, atol=1e-5)
-    assert len(ours.multi_scale) == 3
-    for level, expected_level in zip(ours.multi_scale, expected.multi_scale_features):
-        torch.testing.assert_close(level, expected_level, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_decode_equals_mask2formers_decoder(reference, converted):
-    encoded = converted.encode(make_features())
-    # Centred, so that every mask has an inside and an outside and the attention really is masked.
-    encoded.mask_features = encoded.mask_features - encoded.mask_features.mean((0, 2, 3), keepdim=True)
-    module = reference.transformer_module
-    expected = module(list(encoded.multi_scale), encoded.mask_features)
-    queries = module.queries_features.weight.expand(2, 1, SLOTS, WIDTH)
-    ours = converted.decode(encoded, queries, torch.zeros(2, 1, 1, WIDTH), return_auxiliary=True)
-    predictions = [mask for mask, _, _ in ours.auxiliary] + [ours.mask_logits]
-    assert len(predictions) == len(expected.masks_queries_logits) == 5
-    for mask, expected_mask in zip(predictions, expected.masks_queries_logits):
-        torch.testing.assert_close(mask[:, 0], expected_mask, rtol=1e-4, atol=2e-5)
-        assert 0.1 < (expected_mask < 0).float().mean() < 0.9
-
-
-@pytest.mark.parametrize("layout", ["transformers", "original"])
-def test_keys_convert_both_ways(layout):
-    model = make_decoder()
-    theirs, own = to_mask2former(model.state_dict(), layout)
-    back, unused = from_mask2former({**theirs, "criterion.empty_weight": torch.ones(1)}, layout)
-    assert unused == ["criterion.empty_weight"]
-    assert set(back) | set(own) == set(model.state_dict()) and not set(back) & set(own)
-    assert all(torch.equal(back[key], model.state_dict()[key]) for key in back)
-
-
-def test_every_shared_key_exists_in_mask2former(reference):
-    theirs, _ = to_mask2former(make_decoder(encoder_layers=2).state_dict())
-    weights = reference.state_dict()
-    shared = {key for key in weights if not key.startswith("pixel_level_module.encoder.")}
-    assert shared - set(theirs) == {"transformer_module.queries_features.weight"}
-    assert all(theirs[key].shape == weights[key].shape for key in theirs)
-
-
-def test_foreign_keys_are_named():
-    with pytest.raises(ValueError, match="layout='original'"):
-        from_mask2former({"sem_seg_head.predictor.decoder_norm.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="known layouts"):
-        from_mask2former({}, "detectron")
-
-
-# --- its own promises ---
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from diffusers_focus.checkpoints.dualvitok import from_original_key
-from diffusers_focus.checkpoints.illume import VISION_ENCODER_PREFIXES, rename_prefixes
+from diffusers_focus.checkpoints.dualvitok import DUALVITOK
+from diffusers_focus.checkpoints.illume import ILLUME_PLUS, WITHOUT_NEW_PARTS
+from diffusers_focus.checkpoints.plan import convert, target_shapes
 from diffusers_focus.models.vision_encoder import FocusVisionEncoder
 from diffusers_focus.models.visual_tokenizer import FocusVisualTokenizer
 from diffusers_focus.pipelines.segment_edit import RESOLUTION_GROUP, FocusSegmentEditPipeline
@@ -58,19 +59,18 @@ def original() -> SimpleNamespace:
     golden = facts("mllm_vision_a")
     spec = golden["spec"]
     weights = {key: torch.from_numpy(array) for key, array in state_dict(GOLDENS / "mllm_vision_a.json").items()}
-    ours, rest = rename_prefixes(weights, VISION_ENCODER_PREFIXES)
     encoder = FocusVisionEncoder(
         vision_tower=spec["vit"],
-        pyramid_channels=None,
-        num_query_tokens=0,
         language_hidden_size=spec["llm"]["hidden_size"],
         pixel_feature_dim=spec["dim"],
         pixel_encoder={"channels": spec["ch"], "z_channels": spec["dim"]},
-        region_slots=False,
+        **WITHOUT_NEW_PARTS,
     )
-    encoder.load_state_dict(ours)
     language_model = Qwen2ForCausalLM(Qwen2Config(**golden["llm_config"]))
-    missing = language_model.load_state_dict({key: weights[key] for key in rest}, strict=False)
+    targets = {"vision_encoder": target_shapes(encoder), "language_model": target_shapes(language_model)}
+    converted = convert(ILLUME_PLUS, weights, targets)
+    encoder.load_state_dict(converted["vision_encoder"])
+    missing = language_model.load_state_dict(converted["language_model"], strict=False)
     assert missing == (["lm_head.weight"], [])
     language_model.tie_weights()
     recorded = facts("tokenizer_a")["model"]
@@ -246,8 +246,9 @@ def decoder() -> FocusSegmentEditPipeline:
         pixel_decoder_channels=config["pixel_decoder"]["ch"],
         pixel_codebook_size=config["pixel_quantizer"]["codebook_size"],
     ).eval()
-    recorded = state_dict(GOLDENS / "dualvitok_a.json")
-    tokenizer.load_state_dict({from_original_key(key): torch.from_numpy(value) for key, value in recorded.items()})
+    recorded = {key: torch.from_numpy(value) for key, value in state_dict(GOLDENS / "dualvitok_a.json").items()}
+    converted = convert(DUALVITOK, recorded, {"visual_tokenizer": target_shapes(tokenizer)})
+    tokenizer.load_state_dict(converted["visual_tokenizer"])
     models = []
     for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         model = cls(**{key: value for key, value in golden[f"{name}_config"].items() if not key.startswith("_")})

@@ -1,161 +1,235 @@
-"""Mask2Former weights <-> `FocusMaskDecoder` weights: the key tables and the conversion of state dicts.
+"""Mask2Former-style weights -> FocusMaskDecoder: the original's and transformers' names, FC-CLIP, HyperSeg and PSALM.
 
-Two layouts of the same weights are known: `"transformers"` (Mask2FormerModel, or Mask2FormerForUniversalSegmentation
-with its leading `model.`) and `"original"` (facebookresearch/Mask2Former, MIT, `sem_seg_head.*`).
-
-Shared are the pixel decoder, the masked-attention layers, the query positions and the mask head. A Mask2Former has no
-counterpart for what takes the queries from a language model (`slots`, `slot_projection`), nor for `condition_head`,
-`edit_head`, `quality_head` and `instance_head`; FOCUS has none for the backbone, the learned query contents and the
-class layer, which are reported as unused.
+Sources: Mask2Former (facebookresearch, MIT), transformers (Apache-2.0), FC-CLIP (bytedance, Apache-2.0), HyperSeg and PSALM
+(Apache-2.0). Shared are the pixel decoder, the masked-attention layers, the query positions and the mask head. FOCUS takes
+the contents of its queries from a language model and its classifier from the condition, so theirs are dropped. The
+convolutions that read the backbone's levels fit only a backbone of the same widths (Swin-L's are ConvNeXt-L's); others
+start anew, and so do query positions where the number of queries differs.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from typing import Any
 
-import torch
+from .backbones import CLIP_DROPPED, convnext_rules, pyramid_sizes
+from .table import Family, HasShape, Rule, numbers, shape_of
 
-_HF_PIXELS = "pixel_level_module.decoder."
-_HF_QUERIES = "transformer_module."
-_PIXELS = "sem_seg_head.pixel_decoder."
-_QUERIES = "sem_seg_head.predictor."
+_OURS = "mask_decoder."
+_QKV = "{q,k,v}_proj"
+NUM_LEVELS = 3
 
-# (ours, theirs): beginnings of keys, `#` is a layer number. What follows the beginning is the same on both sides.
-KEYS: dict[str, tuple[tuple[str, str], ...]] = {
-    "transformers": (
-        ("pixel_decoder.input_projections.", _HF_PIXELS + "input_projections."),
-        ("pixel_decoder.level_embed.weight", _HF_PIXELS + "level_embed"),
-        ("pixel_decoder.layers.#.attention.", _HF_PIXELS + "encoder.layers.#.self_attn."),
-        ("pixel_decoder.layers.#.attention_norm.", _HF_PIXELS + "encoder.layers.#.self_attn_layer_norm."),
-        ("pixel_decoder.layers.#.ffn.0.", _HF_PIXELS + "encoder.layers.#.fc1."),
-        ("pixel_decoder.layers.#.ffn.2.", _HF_PIXELS + "encoder.layers.#.fc2."),
-        ("pixel_decoder.layers.#.ffn_norm.", _HF_PIXELS + "encoder.layers.#.final_layer_norm."),
-        ("pixel_decoder.lateral.", _HF_PIXELS + "adapter_1."),
-        ("pixel_decoder.merge.", _HF_PIXELS + "layer_1."),
-        ("pixel_decoder.mask_projection.", _HF_PIXELS + "mask_projection."),
-        ("level_embed.weight", _HF_QUERIES + "level_embed.weight"),
-        ("query_embed.weight", _HF_QUERIES + "queries_embedder.weight"),
-        ("layers.#.cross_attention.", _HF_QUERIES + "decoder.layers.#.cross_attn."),
-        ("layers.#.cross_attention_norm.", _HF_QUERIES + "decoder.layers.#.cross_attn_layer_norm."),
-        ("layers.#.self_attention.", _HF_QUERIES + "decoder.layers.#.self_attn."),
-        ("layers.#.self_attention_norm.", _HF_QUERIES + "decoder.layers.#.self_attn_layer_norm."),
-        ("layers.#.ffn.0.", _HF_QUERIES + "decoder.layers.#.fc1."),
-        ("layers.#.ffn.2.", _HF_QUERIES + "decoder.layers.#.fc2."),
-        ("layers.#.ffn_norm.", _HF_QUERIES + "decoder.layers.#.final_layer_norm."),
-        ("norm.", _HF_QUERIES + "decoder.layernorm."),
-        ("mask_head.0.", _HF_QUERIES + "decoder.mask_predictor.mask_embedder.0.0."),
-        ("mask_head.2.", _HF_QUERIES + "decoder.mask_predictor.mask_embedder.1.0."),
-        ("mask_head.4.", _HF_QUERIES + "decoder.mask_predictor.mask_embedder.2.0."),
+
+def _rules(pixels: str, queries: str, table: tuple[tuple[str, str, str], ...]) -> tuple[Rule, ...]:
+    """Rules of (their name, our name, operation), where "P:" and "Q:" stand for the two halves of their model."""
+    return tuple(
+        Rule(theirs.replace("P:", pixels).replace("Q:", queries), _OURS + ours, operation)
+        for theirs, ours, operation in table
+    )
+
+
+def _stacked(theirs: str, ours: str) -> tuple[tuple[str, str, str], ...]:
+    """The table of an attention whose query, key and value projections are one tensor on their side."""
+    return (
+        (f"{theirs}in_proj_weight", f"{ours}{_QKV}.weight", "split"),
+        (f"{theirs}in_proj_bias", f"{ours}{_QKV}.bias", "split"),
+        (f"{theirs}out_proj.", f"{ours}out_proj.", "copy"),
+    )
+
+
+# What every original-style checkpoint shares; the two convolutions with a norm are named in two ways.
+_ORIGINAL: tuple[tuple[str, str, str], ...] = (
+    ("P:input_proj.#.0.weight", "pixel_decoder.input_projections.#.0.weight", "fit"),
+    ("P:input_proj.#.0.bias", "pixel_decoder.input_projections.#.0.bias", "copy"),
+    ("P:input_proj.#.1.", "pixel_decoder.input_projections.#.1.", "copy"),
+    ("P:transformer.level_embed", "pixel_decoder.level_embed.weight", "copy"),
+    ("P:transformer.encoder.layers.#.self_attn.", "pixel_decoder.layers.#.attention.", "copy"),
+    ("P:transformer.encoder.layers.#.norm1.", "pixel_decoder.layers.#.attention_norm.", "copy"),
+    ("P:transformer.encoder.layers.#.linear1.", "pixel_decoder.layers.#.ffn.0.", "copy"),
+    ("P:transformer.encoder.layers.#.linear2.", "pixel_decoder.layers.#.ffn.2.", "copy"),
+    ("P:transformer.encoder.layers.#.norm2.", "pixel_decoder.layers.#.ffn_norm.", "copy"),
+    ("P:mask_features.", "pixel_decoder.mask_projection.", "copy"),
+    ("Q:level_embed.weight", "level_embed.weight", "copy"),
+    ("Q:query_embed.weight", "query_embed.weight", "fit"),
+    *_stacked("Q:transformer_cross_attention_layers.#.multihead_attn.", "layers.#.cross_attention."),
+    ("Q:transformer_cross_attention_layers.#.norm.", "layers.#.cross_attention_norm.", "copy"),
+    *_stacked("Q:transformer_self_attention_layers.#.self_attn.", "layers.#.self_attention."),
+    ("Q:transformer_self_attention_layers.#.norm.", "layers.#.self_attention_norm.", "copy"),
+    ("Q:transformer_ffn_layers.#.linear1.", "layers.#.ffn.0.", "copy"),
+    ("Q:transformer_ffn_layers.#.linear2.", "layers.#.ffn.2.", "copy"),
+    ("Q:transformer_ffn_layers.#.norm.", "layers.#.ffn_norm.", "copy"),
+    ("Q:decoder_norm.", "norm.", "copy"),
+    ("Q:mask_embed.layers.0.", "mask_head.0.", "copy"),
+    ("Q:mask_embed.layers.1.", "mask_head.2.", "copy"),
+    ("Q:mask_embed.layers.2.", "mask_head.4.", "copy"),
+)
+_NORM_INSIDE: tuple[tuple[str, str, str], ...] = (  # detectron2's convolution owns its norm
+    ("P:adapter_1.weight", "pixel_decoder.lateral.0.weight", "fit"),
+    ("P:adapter_1.norm.", "pixel_decoder.lateral.1.", "copy"),
+    ("P:layer_1.weight", "pixel_decoder.merge.0.weight", "copy"),
+    ("P:layer_1.norm.", "pixel_decoder.merge.1.", "copy"),
+)
+_NORM_BESIDE: tuple[tuple[str, str, str], ...] = (  # a sequence of convolution and norm
+    ("P:adapter_1.0.weight", "pixel_decoder.lateral.0.weight", "fit"),
+    ("P:adapter_1.1.", "pixel_decoder.lateral.1.", "copy"),
+    ("P:layer_1.0.weight", "pixel_decoder.merge.0.weight", "copy"),
+    ("P:layer_1.1.", "pixel_decoder.merge.1.", "copy"),
+)
+_TRANSFORMERS: tuple[tuple[str, str, str], ...] = (
+    ("P:input_projections.#.0.weight", "pixel_decoder.input_projections.#.0.weight", "fit"),
+    ("P:input_projections.#.0.bias", "pixel_decoder.input_projections.#.0.bias", "copy"),
+    ("P:input_projections.#.1.", "pixel_decoder.input_projections.#.1.", "copy"),
+    ("P:level_embed", "pixel_decoder.level_embed.weight", "copy"),
+    ("P:encoder.layers.#.self_attn.", "pixel_decoder.layers.#.attention.", "copy"),
+    ("P:encoder.layers.#.self_attn_layer_norm.", "pixel_decoder.layers.#.attention_norm.", "copy"),
+    ("P:encoder.layers.#.fc1.", "pixel_decoder.layers.#.ffn.0.", "copy"),
+    ("P:encoder.layers.#.fc2.", "pixel_decoder.layers.#.ffn.2.", "copy"),
+    ("P:encoder.layers.#.final_layer_norm.", "pixel_decoder.layers.#.ffn_norm.", "copy"),
+    *_NORM_BESIDE,
+    ("P:mask_projection.", "pixel_decoder.mask_projection.", "copy"),
+    ("Q:level_embed.weight", "level_embed.weight", "copy"),
+    ("Q:queries_embedder.weight", "query_embed.weight", "fit"),
+    *_stacked("Q:decoder.layers.#.cross_attn.", "layers.#.cross_attention."),
+    ("Q:decoder.layers.#.cross_attn_layer_norm.", "layers.#.cross_attention_norm.", "copy"),
+    ("Q:decoder.layers.#.self_attn.", "layers.#.self_attention.", "copy"),
+    ("Q:decoder.layers.#.self_attn_layer_norm.", "layers.#.self_attention_norm.", "copy"),
+    ("Q:decoder.layers.#.fc1.", "layers.#.ffn.0.", "copy"),
+    ("Q:decoder.layers.#.fc2.", "layers.#.ffn.2.", "copy"),
+    ("Q:decoder.layers.#.final_layer_norm.", "layers.#.ffn_norm.", "copy"),
+    ("Q:decoder.layernorm.", "norm.", "copy"),
+    ("Q:decoder.mask_predictor.mask_embedder.0.0.", "mask_head.0.", "copy"),
+    ("Q:decoder.mask_predictor.mask_embedder.1.0.", "mask_head.2.", "copy"),
+    ("Q:decoder.mask_predictor.mask_embedder.2.0.", "mask_head.4.", "copy"),
+)
+
+_BACKBONE = "its backbone; ours is the vision encoder's ConvNeXt"
+_CONTENTS = "query contents come from the language model here"
+_CLASSES = "the condition is the classifier here"
+_LOSS = "part of the training loss"
+_PIXELS, _QUERIES = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+_HEAD_DROPPED = (
+    (_QUERIES + "query_feat.", _CONTENTS),
+    (_QUERIES + "static_query.", _CONTENTS),  # its name in older checkpoints
+    (_QUERIES + "class_embed.", _CLASSES),
+    ("criterion.", _LOSS),
+)
+
+MASK2FORMER = Family(
+    name="mask2former",
+    rules=_rules(_PIXELS, _QUERIES, _ORIGINAL + _NORM_INSIDE),
+    dropped=(("backbone.", _BACKBONE), *_HEAD_DROPPED),
+    evidence=((_PIXELS + "adapter_1.weight", None), (_QUERIES + "decoder_norm.weight", None)),
+)
+
+MASK2FORMER_TRANSFORMERS = Family(
+    name="mask2former_transformers",
+    rules=_rules("pixel_level_module.decoder.", "transformer_module.", _TRANSFORMERS),
+    prefixes=("model.", ""),
+    dropped=(
+        ("pixel_level_module.encoder.", _BACKBONE),
+        ("transformer_module.queries_features.", _CONTENTS),
+        ("class_predictor.", _CLASSES),
+        ("criterion.", _LOSS),
     ),
-    "original": (
-        ("pixel_decoder.input_projections.", _PIXELS + "input_proj."),
-        ("pixel_decoder.level_embed.weight", _PIXELS + "transformer.level_embed"),
-        ("pixel_decoder.layers.#.attention.", _PIXELS + "transformer.encoder.layers.#.self_attn."),
-        ("pixel_decoder.layers.#.attention_norm.", _PIXELS + "transformer.encoder.layers.#.norm1."),
-        ("pixel_decoder.layers.#.ffn.0.", _PIXELS + "transformer.encoder.layers.#.linear1."),
-        ("pixel_decoder.layers.#.ffn.2.", _PIXELS + "transformer.encoder.layers.#.linear2."),
-        ("pixel_decoder.layers.#.ffn_norm.", _PIXELS + "transformer.encoder.layers.#.norm2."),
-        ("pixel_decoder.lateral.0.weight", _PIXELS + "adapter_1.weight"),
-        ("pixel_decoder.lateral.1.", _PIXELS + "adapter_1.norm."),
-        ("pixel_decoder.merge.0.weight", _PIXELS + "layer_1.weight"),
-        ("pixel_decoder.merge.1.", _PIXELS + "layer_1.norm."),
-        ("pixel_decoder.mask_projection.", _PIXELS + "mask_features."),
-        ("level_embed.weight", _QUERIES + "level_embed.weight"),
-        ("query_embed.weight", _QUERIES + "query_embed.weight"),
-        ("layers.#.cross_attention.", _QUERIES + "transformer_cross_attention_layers.#.multihead_attn."),
-        ("layers.#.cross_attention_norm.", _QUERIES + "transformer_cross_attention_layers.#.norm."),
-        ("layers.#.self_attention.", _QUERIES + "transformer_self_attention_layers.#.self_attn."),
-        ("layers.#.self_attention_norm.", _QUERIES + "transformer_self_attention_layers.#.norm."),
-        ("layers.#.ffn.0.", _QUERIES + "transformer_ffn_layers.#.linear1."),
-        ("layers.#.ffn.2.", _QUERIES + "transformer_ffn_layers.#.linear2."),
-        ("layers.#.ffn_norm.", _QUERIES + "transformer_ffn_layers.#.norm."),
-        ("norm.", _QUERIES + "decoder_norm."),
-        ("mask_head.0.", _QUERIES + "mask_embed.layers.0."),
-        ("mask_head.2.", _QUERIES + "mask_embed.layers.1."),
-        ("mask_head.4.", _QUERIES + "mask_embed.layers.2."),
+    evidence=(
+        ("pixel_level_module.decoder.adapter_1.0.weight", None),
+        ("transformer_module.decoder.layernorm.weight", None),
     ),
-}
+)
 
-# Attentions that are nn.MultiheadAttention on their side: query, key and value projections stacked in one tensor.
-STACKED: dict[str, tuple[str, ...]] = {
-    "transformers": ("cross_attention",),
-    "original": ("cross_attention", "self_attention"),
-}
+_CLIP = "backbone.clip_model."
+FC_CLIP = Family(
+    name="fc_clip",
+    rules=(*convnext_rules(_CLIP + "visual.trunk."), *MASK2FORMER.rules),
+    dropped=(
+        *((_CLIP + pattern, reason) for pattern, reason in CLIP_DROPPED),
+        *_HEAD_DROPPED,
+        (_QUERIES + "_mask_pooling_proj.", _CLASSES),
+        (_QUERIES + "logit_scale", _CLASSES),
+        ("void_embedding.weight", _CLASSES),
+    ),
+    evidence=((_CLIP + "visual.trunk.stem.0.weight", None), (_PIXELS + "adapter_1.weight", None)),
+)
+
+_HYPERSEG_HEADS = (
+    "SEG_query_embed",
+    "box_embed",
+    "iou_head",
+    "reid_embed_head",
+    "SEG_proj",
+    "CLASS_proj",
+    "REGION_proj",
+)
+_HYPERSEG_PARTS = (
+    "temporal_query_project",
+    "expanded_seg_query_project",
+    "seg_query_projector",
+    "SEG_token_projector",
+    "class_name_projector",
+    "region_projector",
+    "local_project",
+    "level_embed",
+    "mgvp_layers",
+)
+HYPERSEG = Family(  # and PSALM, of the same lineage
+    name="hyperseg",
+    rules=_rules("pixel_decoder.", "predictor.", _ORIGINAL + _NORM_BESIDE),
+    dropped=(
+        # HyperSeg's are not Mask2Former's here: with these biases, and a ReLU behind the first norm.
+        ("pixel_decoder.adapter_1.0.bias", "ours has neither this bias nor a ReLU behind its norm: other outputs"),
+        ("pixel_decoder.layer_1.0.bias", "ours has no bias before this norm: other outputs"),
+        ("predictor.query_feat.", _CONTENTS),
+        ("predictor.class_embed.", _CLASSES),
+        *((f"predictor.{head}.", "reads the original's own queries and conditions") for head in _HYPERSEG_HEADS),
+        ("model.", "its language model and vision towers"),
+        ("lm_head.", "its language model and vision towers"),
+        *((f"{part}.", "belongs to its language model") for part in _HYPERSEG_PARTS),
+        ("seg_query", "belongs to its language model"),
+        ("temporal_query", "belongs to its language model"),
+        ("criterion.", _LOSS),
+    ),
+    evidence=(("pixel_decoder.adapter_1.0.weight", None), ("predictor.decoder_norm.weight", None)),
+)
 
 
-def from_mask2former(
-    state_dict: Mapping[str, torch.Tensor], layout: str = "transformers"
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The part of a `FocusMaskDecoder` state dict that a Mask2Former checkpoint holds.
+def mask_decoder_sizes(
+    infos: Mapping[str, HasShape], configs: Mapping[str, Mapping[str, Any]], family: Family
+) -> dict[str, dict[str, Any]]:
+    """Configuration of `mask_decoder` that holds these weights, without `in_channels` and `language_hidden_size`.
 
     Args:
-        state_dict: the checkpoint's tensors by key. Values are passed on unchanged (stacked projections as views).
-        layout: `"transformers"` or `"original"`.
+        infos: Tensors by name, without prefix.
+        configs: `mask_decoder` may hold `num_heads`, which no shape tells (Mask2Former's 8 otherwise).
+        family: One of this file's.
 
     Returns:
-        The tensors under our keys, to be loaded with `strict=False`, and the keys of the checkpoint that were not used.
+        `mask_decoder`, and for FC-CLIP the pyramid's part of `vision_encoder`.
 
     Raises:
-        ValueError: if the layout is unknown or no key belongs to it.
+        ValueError: A tensor is missing.
     """
-    table = [(theirs, ours) for ours, theirs in _table(layout)]
-    converted: dict[str, torch.Tensor] = {}
-    unused = []
-    for key, value in state_dict.items():
-        new_key = _rename(key.removeprefix("model.") if layout == "transformers" else key, table)
-        if new_key is None:
-            unused.append(key)
-        elif ".in_proj_" in new_key:
-            for name, part in zip("qkv", value.chunk(3)):
-                converted[new_key.replace(".in_proj_", f".{name}_proj.")] = part
-        else:
-            converted[new_key] = value
-    if not converted:
-        other = next(name for name in KEYS if name != layout)
-        raise ValueError(
-            f"None of the {len(unused)} keys is a Mask2Former key in the {layout!r} layout (first: {unused[:3]}). "
-            f"Try layout={other!r}, or strip the prefix the checkpoint adds."
-        )
-    return converted, unused
+    at = {rule.ours: rule.original for rule in reversed(family.rules)}
 
+    def shape(ours: str) -> tuple[int, ...]:
+        """Shape of one of our tensors in the source; a rule ending in "." gives its `weight`."""
+        whole = at.get(_OURS + ours)
+        return shape_of(infos, (whole or at[_OURS + ours.removesuffix("weight")] + "weight").replace("#", "0"))
 
-def to_mask2former(
-    state_dict: Mapping[str, torch.Tensor], layout: str = "transformers"
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The inverse of `from_mask2former`.
-
-    Returns:
-        A mask decoder's shared weights under Mask2Former's keys (transformers' without the leading `model.`), and those
-        of our keys that have no counterpart there.
-    """
-    table = list(_table(layout))
-    converted: dict[str, torch.Tensor] = {}
-    unused = []
-    for key, value in state_dict.items():
-        stacked = re.fullmatch(r"(layers\.\d+\.(\w+)\.)([qkv])_proj\.(weight|bias)", key)
-        if stacked and stacked[2] in STACKED[layout]:
-            if stacked[3] != "q":
-                continue  # stacked when q comes by
-            parts = [state_dict[f"{stacked[1]}{name}_proj.{stacked[4]}"] for name in "qkv"]
-            key, value = f"{stacked[1]}in_proj_{stacked[4]}", torch.cat(parts)
-        new_key = _rename(key, table)
-        if new_key is None:
-            unused.append(key)
-        else:
-            converted[new_key] = value
-    return converted, unused
-
-
-def _table(layout: str) -> tuple[tuple[str, str], ...]:
-    if layout not in KEYS:
-        raise ValueError(f"layout is {layout!r}; known layouts of Mask2Former weights are {sorted(KEYS)}.")
-    return KEYS[layout]
-
-
-def _rename(key: str, table: list[tuple[str, str]]) -> str | None:
-    for source, target in table:
-        match = re.match(re.escape(source).replace(r"\#", r"(\d+)"), key)
-        if match:
-            return target.replace("#", match[1] if match.groups() else "") + key[match.end() :]
-    return None
+    heads = configs.get("mask_decoder", {}).get("num_heads", 8)
+    offsets = at[_OURS + "pixel_decoder.layers.#.attention."].replace("#", "0") + "sampling_offsets.weight"
+    sizes = {
+        "hidden_dim": shape("norm.weight")[0],
+        "mask_dim": shape("pixel_decoder.mask_projection.weight")[0],
+        "num_heads": heads,
+        "encoder_layers": numbers(infos, at[_OURS + "pixel_decoder.layers.#.ffn_norm."]),
+        "decoder_layers": numbers(infos, at[_OURS + "layers.#.ffn_norm."]),
+        "encoder_ffn_dim": shape("pixel_decoder.layers.#.ffn.0.weight")[0],
+        "decoder_ffn_dim": shape("layers.#.ffn.0.weight")[0],
+        "num_slots": shape("query_embed.weight")[0],
+        "num_points": shape_of(infos, offsets)[0] // (heads * NUM_LEVELS * 2),
+    }
+    result = {"mask_decoder": sizes}
+    if family is FC_CLIP:
+        trunk = _CLIP + "visual.trunk."
+        result |= pyramid_sizes({k.removeprefix(trunk): v for k, v in infos.items() if k.startswith(trunk)}, configs)
+    return result
