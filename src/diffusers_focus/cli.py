@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | convert | info`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from .checkpoints.command import add_conversions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,6 +201,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--groups", nargs="+", metavar="GROUP", help="groups of scenes, such as in held_out")
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to measure (default: all)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
+
+    convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
+    add_conversions(convert, _Parser)
 
     info = command("info", _info, "show components, sizes and versions")
     info.add_argument("directory", nargs="?", metavar="DIR", help="pipeline folder (default: focus-tiny)")

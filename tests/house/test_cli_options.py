@@ -8,6 +8,16 @@ from diffusers_focus.cli import build_parser
 
 PIPELINE = ["--device", "--dtype", "--pipeline"]
 REGION = ["--box", "--mask", "--point", "--scribble"]
+CONVERSION = [
+    "--allow-partial",
+    "--dry-run",
+    "--output",
+    "-o",
+    "--overwrite",
+    "--push-to-hub",
+    "--resume",
+    "--shard-size",
+]
 SAMPLING = ["--guidance-scale", "--seed", "--steps"]
 
 FROZEN = {
@@ -22,6 +32,15 @@ FROZEN = {
     "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
     "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": ["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
+    "convert": [],
+    "convert illume-plus": [
+        *["--decoder", "--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--tokenizer", *CONVERSION],
+    ],
+    "convert assemble": [
+        *["--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--sdxl", "--tokenizer", "--vision-tower"],
+        *CONVERSION,
+    ],
+    "convert to-original": ["--pipeline", "--which", *CONVERSION],
     "info": ["DIR"],
 }
 
@@ -34,8 +53,15 @@ def words(parser: argparse.ArgumentParser) -> list[str]:
     return sorted(found)
 
 
+def below(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[str]]:
+    """The words of a command and of all under it."""
+    found = {name: words(parser)}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for own, command in action.choices.items():
+                found |= below(command, f"{name} {own}".strip())
+    return found
+
+
 def test_commands_and_options_are_the_frozen_ones():
-    parser = build_parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
-    found = {"": words(parser), **{name: words(command) for name, command in commands.items()}}
-    assert found == {name: sorted(options) for name, options in FROZEN.items()}
+    assert below(build_parser()) == {name: sorted(options) for name, options in FROZEN.items()}

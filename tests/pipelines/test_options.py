@@ -14,7 +14,7 @@ from diffusers import (
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 
-from diffusers_focus import Point
+from diffusers_focus import Box, Mask, Point, Scribble
 from diffusers_focus.steps.encode import encode_tensors
 
 from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
@@ -169,6 +169,24 @@ def test_a_model_without_a_mask_decoder_edits_the_whole_image():
         pipe.edit(picture(), "remove it", target="the star")
     with pytest.raises(ValueError, match="mask_decoder"):
         pipe.segment(picture(), "the star")
+
+
+@pytest.mark.parametrize("absent", [{"mask_decoder": None}, {"masks_trained": False}])
+def test_without_trained_masks_a_mask_or_box_from_outside_is_the_place(absent):
+    pipe = tiny_pipeline(mask_conditioner=None, **absent)
+    box = Box(8, 4, 30, 40).rasterize(64, 64)
+    for place in (Box(8, 4, 30, 40), Mask(box), [Box(8, 4, 30, 20), Box(8, 20, 30, 40)]):
+        regions = [place] if isinstance(place, list) else place
+        out = pipe.edit(picture(), "make it blue", region=regions, generator=seeded())
+        assert (out.edit_masks[0] == box).all()
+    given = pipe.edit(picture(), "make it blue", mask_image=disk_mask(), generator=seeded())
+    assert (given.edit_masks[0] == disk_mask()).all()
+    assert pipe.edit(picture(), "make it blue", generator=seeded()).edit_masks[0].all()
+    for question in ({"target": "the star"}, {"region": Point(20, 20)}, {"region": Scribble([(3, 3), (9, 9)])}):
+        with pytest.raises(ValueError, match="mask_image"):
+            pipe.edit(picture(), "make it blue", **question)
+    with pytest.raises(ValueError, match="(?s)mask_decoder.*stages"):
+        pipe.segment(picture(), region=Box(8, 4, 30, 40))
 
 
 def test_an_edit_of_nothing_leaves_the_image_alone(pipe):

@@ -17,6 +17,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..processing.grids import decoded_size, latent_grid
+from ..processing.regions import Point, Scribble
 from ..steps import composite, denoise
 from ..steps.editing import EditPlace, EditPrompt, edit_codes, edit_place, generation_codes
 from ..steps.sampling import Generators
@@ -338,8 +339,6 @@ class FocusEditMixin(FocusSegmentMixin):
         self._require(
             purpose, "language_model", "lm_tokenizer", "visual_tokenizer", "unet", "vae", "scheduler", "image_processor"
         )
-        if (target is not None or region is not None) and mask_image is None:
-            self._require("finding the place of an edit", "mask_decoder")
 
     def _token_resolution(
         self, height: int | None, width: int | None, of_image: tuple[int, int] | None = None
@@ -374,26 +373,43 @@ class FocusEditMixin(FocusSegmentMixin):
         for row in range(count):
             index = row if len(encoding) == count else 0
             size = encoding.original_sizes[index]
+            regions = region_masks(given["region"][row], size)
+            mask = edit_mask(given["mask_image"][row], size)
+            if mask is None and not self._can_segment:
+                self._check_place(given["target"][row], given["region"][row])
+                # Nothing can say what lies in a box, so the box itself is the place.
+                mask = np.logical_or.reduce(regions) if regions else None
+                regions = ()
             prompts.append(
                 EditPrompt(
                     image=index,
                     instruction=given["prompt"][row],
                     target=given["target"][row],
-                    regions=region_masks(given["region"][row], size),
-                    mask=edit_mask(given["mask_image"][row], size),
+                    regions=regions,
+                    mask=mask,
                     region_slots=self.config.edit_regions_trained,
                 )
             )
         return prompts
 
+    def _check_place(self, target: str | None, region: Any) -> None:
+        """Raise ValueError for places that only a mask decoder can find: words, and regions that are not areas."""
+        pointed = region if isinstance(region, (list, tuple)) else [region]
+        if target is not None or any(isinstance(one, (Point, Scribble)) for one in pointed):
+            self._require_masks("finding the place of an edit from words, a point or a scribble")
+
     def _edit_places(
         self, encoding: FocusImageEncoding, prompts: Sequence[EditPrompt], mask_dilation: int | None
     ) -> list[EditPlace]:
         everywhere = {one.image: np.ones(encoding.original_sizes[one.image], dtype=bool) for one in prompts}
-        if self.mask_decoder is None:
+        if not self._can_segment:
             # An original without segmentation edits the whole image, as it was trained to.
-            whole = [one.mask if one.mask is not None else everywhere[one.image] for one in prompts]
-            return [EditPlace(mask[None], mask) for mask in whole]
+            return [
+                EditPlace(everywhere[one.image][None], everywhere[one.image])
+                if one.mask is None
+                else edit_place(one, None, mask_dilation=mask_dilation)
+                for one in prompts
+            ]
         asked = [row for row, one in enumerate(prompts) if one.where is not None]
         found = dict(zip(asked, self._find(encoding, [prompts[row].where for row in asked]) if asked else []))
         places = []

@@ -63,7 +63,8 @@ class FocusSegmentMixin(FocusPipelineMixin):
             raise ValueError(
                 f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.'
             )
-        self._require("segmenting", "mask_decoder", "language_model", "lm_tokenizer")
+        self._require_masks("segmenting")
+        self._require("segmenting", "language_model", "lm_tokenizer")
         check_count(max_new_tokens, "max_new_tokens")
         check_numbers(score_threshold=score_threshold, fallback_threshold=fallback_threshold)
         nested = (
@@ -112,6 +113,22 @@ class FocusSegmentMixin(FocusPipelineMixin):
             instance_embeds=entries(lambda one: one.instance_embeds),
         )
         return output if return_dict else output.to_tuple()
+
+    @property
+    def _can_segment(self) -> bool:
+        """Whether there is a mask decoder, and a trained one."""
+        return getattr(self, "mask_decoder", None) is not None and bool(self.config.masks_trained)
+
+    def _require_masks(self, purpose: str) -> None:
+        """Raise ValueError, with what to do instead, unless masks can be found."""
+        if self._can_segment:
+            return
+        lacking = "has no mask_decoder" if self.mask_decoder is None else "has a mask_decoder that is not trained yet"
+        raise ValueError(
+            f"This pipeline {lacking}, which {purpose} needs. Edits take a mask instead: mask_image=..., or region=Box(...) or "
+            "Mask(...). To train one, start from a ConvNeXt and Mask2Former weights and run the stages 0-encoders, 2 and 3 of "
+            "`diffusers-focus train`; then load with masks_trained=True."
+        )
 
     def _find(
         self,

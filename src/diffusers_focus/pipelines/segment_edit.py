@@ -71,6 +71,7 @@ class FocusSegmentEditMixin(FocusEditMixin):
         duplicate_iou: float = 0.7,
         mask_dilation: float = 0.02,
         mask_feather: float = 0.02,
+        masks_trained: bool = True,
         edit_masks_trained: bool = True,
         edit_regions_trained: bool = False,
         edit_without_mask: bool = False,
@@ -108,6 +109,7 @@ class FocusSegmentEditMixin(FocusEditMixin):
             duplicate_iou=duplicate_iou,
             mask_dilation=mask_dilation,
             mask_feather=mask_feather,
+            masks_trained=masks_trained,
             edit_masks_trained=edit_masks_trained,
             edit_regions_trained=edit_regions_trained,
             edit_without_mask=edit_without_mask,
@@ -142,6 +144,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         score_threshold, fallback_threshold, duplicate_iou: which proposals count, see `steps.segment.select_objects`.
         mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side.
         mask_feather: reach of the soft edge of an edit, likewise.
+        masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
+            an edit is a mask, box or rough mask from outside, or the whole image.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.

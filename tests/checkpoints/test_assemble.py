@@ -1,0 +1,117 @@
+"""A training start from public parts, and the command line of all conversions."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_focus import FocusPipeline, FocusUnderstandPipeline, FocusVisionEncoder
+from diffusers_focus.checkpoints.convert import assemble_focus, convert_illume_plus
+from diffusers_focus.checkpoints.restore import convert_focus_to_original
+from diffusers_focus.cli import main
+
+from tests.checkpoints import originals
+from tests.checkpoints.published import OPTIONS, write_originals, write_parts
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    return write_originals(tmp_path_factory.mktemp("originals"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def test_focus_is_assembled_from_parts(disk, parts, tmp_path):
+    report = assemble_focus(
+        parts.language_model,
+        parts.vision_tower,
+        tmp_path / "out",
+        hierarchical=disk.convnext,
+        mask_decoder=disk.mask2former,
+        sdxl=parts.sdxl,
+        tokenizer=disk.tokenizer,
+        **OPTIONS,
+    )
+    pipe = FocusPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.image_processor.prompt_style == "focus" and pipe.vision_encoder.query_adapter is not None
+    table = pipe.language_model.get_input_embeddings().weight
+    assert torch.equal(table[:264], parts.weights["model.embed_tokens.weight"])
+    assert len(table) == 264 + 39 + 128 + 256 and "<|image_level1_255|>" in pipe.lm_tokenizer.get_vocab()
+    assert pipe.unet.config.in_channels == 20 and not pipe.unet.conv_in.weight[:, 4:].any()
+    assert torch.equal(pipe.unet.conv_in.weight[:, :4], originals.sdxl()["unet.conv_in.weight"])
+    new = {name for name, entry in report["targets"].items() if "initialised" in entry}
+    assert "vision_encoder.query_adapter.queries.weight" in new and not pipe.vision_encoder.fusion.to_out.weight.any()
+    with pytest.raises(ValueError, match="not trained"):
+        pipe.segment(np.zeros((64, 64, 3), np.uint8), "the cat")
+
+    convert_focus_to_original(tmp_path / "out", tmp_path / "back", which=["language_model", "decoder"], progress=False)
+    back = load_file(tmp_path / "back" / "language_model" / "model.safetensors")
+    assert back.keys() == parts.weights.keys()
+    assert all(torch.equal(back[key], value) for key, value in parts.weights.items())
+    unet = load_file(tmp_path / "back" / "decoder" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(unet["conv_in.weight"], originals.sdxl()["unet.conv_in.weight"])
+
+
+def test_parts_that_are_not_given_are_listed_as_new(parts, tmp_path):
+    report = assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", dry_run=True, **OPTIONS)
+    new = {name.split(".")[0] for name, entry in report["targets"].items() if "initialised" in entry}
+    assert new == {"vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner"}
+    assert "unet.conv_in.weight" not in report["targets"]
+
+
+def test_without_sdxl_it_can_be_asked_only(disk, parts, tmp_path):
+    options = {"tokenizer": disk.tokenizer, "hierarchical": disk.convnext, "mask_decoder": disk.mask2former, **OPTIONS}
+    assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", **options)
+    pipe = FocusUnderstandPipeline.from_pretrained(tmp_path / "out")
+    assert len(pipe.understand(np.zeros((64, 64, 3), np.uint8), "What is this?", max_new_tokens=2).text) == 1
+    assert (tmp_path / "out" / "mask_decoder" / "config.json").is_file()  # for the training
+
+
+def test_query_tokens_are_added_to_a_converted_encoder(disk, tmp_path):
+    """As conversion/README.md says."""
+    sources = (disk.tokenizer, disk.language_model, disk.decoder)
+    convert_illume_plus(*sources, tmp_path / "out", hierarchical=disk.convnext, **OPTIONS)
+    old = FocusVisionEncoder.from_pretrained(tmp_path / "out" / "vision_encoder")
+    own = {k: v for k, v in old.config.items() if k[0] != "_"}
+    new = FocusVisionEncoder(**own | {"num_query_tokens": 4, "region_slots": True})
+    missing, unexpected = new.load_state_dict(old.state_dict(), strict=False)
+    assert not unexpected and {key.split(".")[0] for key in missing} == {"query_adapter", "region_pooler"}
+
+
+# The command line
+
+
+def test_the_command_line_converts_both_ways(disk, tmp_path, capsys):
+    given = ["--tokenizer", str(disk.tokenizer), "--language-model", str(disk.language_model)]
+    given += ["--decoder", str(disk.decoder), "--output", str(tmp_path / "out")]
+    assert main(["convert", "illume-plus", *given, "--dry-run"]) == 0
+    assert "0 initialised" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert main(["convert", "illume-plus", *given, "--dtype", "bfloat16", "--shard-size", "1MB"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
+    assert main(["convert", "illume-plus", *given]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["convert", "illume-plus", *given, "--overwrite", "--push-to-hub", "me/mine"]) == 2  # offline here
+    assert "hf upload me/mine" in capsys.readouterr().err and (tmp_path / "out" / "model_index.json").is_file()
+    back = ["--pipeline", str(tmp_path / "out"), "--output", str(tmp_path / "back"), "--which", "decoder"]
+    assert main(["convert", "to-original", *back]) == 0
+    assert (tmp_path / "back" / "decoder" / "vae" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["convert_illume_plus", "assemble_focus", "convert_focus_to_original"])
+def test_the_scripts_are_importable_and_run(name, root):
+    path = root / "conversion" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0 and script.__doc__
