@@ -1,21 +1,11 @@
-"""FocusVisionEncoder: identity at initialisation, what each part reads, original weights, saving, offloading."""
-
-import json
-from pathlib import Path
+"""FocusVisionEncoder: identity at initialisation, what each part reads, saving, offloading."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
-from diffusers_focus.checkpoints.illume import ILLUME_PLUS, WITHOUT_NEW_PARTS
-from diffusers_focus.checkpoints.plan import convert, target_shapes
 from diffusers_focus.models.vision_encoder import FocusVisionEncoder, region_geometry
-from diffusers_focus.processing.grids import vit_size
 
-from tests.goldens.weights import state_dict
-
-GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY_VIT = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2}
 TINY = {
     "vision_tower": TINY_VIT,
@@ -302,42 +292,3 @@ def test_errors_say_what_to_do():
         model(low, high, torch.zeros(2, 5, 3, 3))
     with pytest.raises(ValueError, match="image_index"):
         make()(low, high, regions=torch.ones(1, 1, 8, 8))
-
-
-# Original ILLUME+ code on random weights
-
-
-@pytest.fixture(scope="module")
-def original():
-    golden = json.loads((GOLDENS / "mllm_vision_a.json").read_text())
-    spec = golden["spec"]
-    weights = {key: torch.from_numpy(array) for key, array in state_dict(GOLDENS / "mllm_vision_a.json").items()}
-    model = FocusVisionEncoder(
-        vision_tower=spec["vit"],
-        language_hidden_size=spec["llm"]["hidden_size"],
-        pixel_feature_dim=spec["dim"],
-        pixel_encoder={"channels": spec["ch"], "z_channels": spec["dim"]},
-        **WITHOUT_NEW_PARTS,
-    )
-    converted = convert(ILLUME_PLUS, weights, {"vision_encoder": target_shapes(model)})
-    model.load_state_dict(converted["vision_encoder"], strict=True)
-    return model.eval(), load_file(GOLDENS / "mllm_vision_a.safetensors")
-
-
-@pytest.mark.parametrize("size", [(128, 128), (160, 224), (256, 256)], ids=str)
-@torch.no_grad()
-def test_original_weights_give_original_numbers(original, size):
-    model, golden = original
-    name = f"{size[0]}x{size[1]}"
-    image = golden[f"image.{name}.pixel_values"]
-    low = F.interpolate((image + 1) / 2, size=vit_size(*size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    out = model((low - mean) / std, pixel_values=image)
-    for ours, theirs in (
-        (out.image_features[0].flatten(0, 1), "semantic_features"),
-        (out.pixel_features[0].flatten(1).T, "pixel_features"),
-        (out.vision_tokens[0].flatten(0, 1), "semantic_projected"),
-        (out.pixel_tokens[0].flatten(0, 1), "pixel_projected"),
-    ):
-        torch.testing.assert_close(ours, golden[f"{name}.{theirs}"], atol=1e-5, rtol=0)

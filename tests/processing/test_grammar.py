@@ -1,10 +1,7 @@
-"""The grammar of images, guidance and filters, against the recorded decoding of the original."""
-
-import json
+"""The grammar of images, guidance and filters (against the original's recorded decoding: tests/checkpoints)."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from diffusers_focus.processing.grammar import (
     InterleavedLogitsProcessor,
@@ -13,97 +10,59 @@ from diffusers_focus.processing.grammar import (
     filter_logits,
     guide_logits,
     process_logits,
+    unconditional_ids,
 )
-from diffusers_focus.processing.vocabulary import MARKERS, FocusVocabulary
-
-INTERLEAVED = ["g1", "g2", "filtered", "first_soi", "self_tagged", "other_tag", "prefilled_soi", "batch2"]
-FIELDS = ("cond_logits", "uncond_logits", "processed", "grammar_allowed", "allowed", "tokens")
+from diffusers_focus.processing.vocabulary import FocusVocabulary
 
 
 @pytest.fixture(scope="module")
-def recorded(goldens):
-    return json.loads((goldens / "generation_a.json").read_text()), load_file(goldens / "generation_a.safetensors")
-
-
-@pytest.fixture(scope="module")
-def grammar(recorded):
-    vocab, grid = recorded[0]["vocab"], recorded[0]["grid"]
+def grammar():
     vocabulary = FocusVocabulary(
-        *[vocab[token] for token in MARKERS],
-        height_tags=range(*vocab["height_ids"]),
-        width_tags=range(*vocab["width_ids"]),
-        level0_range=vocab["level0_range"],
-        level1_range=vocab["level1_range"],
-        end_of_text=vocab["end_of_text"],
-        pad=vocab["endoftext"],
-        embedding_rows=vocab["size"],
+        *range(24, 31),
+        height_tags=range(31, 47),
+        width_tags=range(47, 63),
+        level0_range=(63, 79),
+        level1_range=(79, 127),
+        end_of_text=2,
+        pad=0,
+        embedding_rows=131,
     )
-    return VisualTokenGrammar(
-        vocabulary, (grid["level0_rows"], grid["level0_cols"]), (grid["level1_rows"], grid["level1_cols"])
-    )
+    return VisualTokenGrammar(vocabulary, (2, 3), (4, 5))
 
 
-def _sampling(case):
-    names = {"text": "default", "semantic": "level0", "pixel": "level1"}
-    values = case["sampling"]
-    return {
-        name: TokenSampling(values[f"{key}_temp"], values[f"{key}_top_k"], values[f"{key}_top_p"])
-        for name, key in names.items()
-    }
-
-
-@pytest.mark.parametrize("name", INTERLEAVED)
-def test_every_step_is_the_originals(recorded, grammar, name):
-    case, tensors = recorded[0]["cases"][name], {field: recorded[1][f"{name}.{field}"] for field in FIELDS}
-    batch, steps, _ = tensors["cond_logits"].shape
-    written = torch.tensor([case["prefix_ids"] or []] * batch, dtype=torch.long)
-    state = grammar.positions(written)
-    for step in range(steps):
-        cond, uncond = tensors["cond_logits"][:, step], tensors["uncond_logits"][:, step]
-        position = grammar.positions(written)
-        assert torch.equal(position, state)
-        plain = process_logits(cond, uncond, position, grammar, guidance_scale=case["guidance"])
-        assert torch.equal(plain.isfinite(), tensors["grammar_allowed"][:, step].bool()), step
-        scores = process_logits(cond, uncond, position, grammar, guidance_scale=case["guidance"], **_sampling(case))
-        assert torch.equal(scores.isfinite(), tensors["allowed"][:, step].bool()), step
-        torch.testing.assert_close(scores, tensors["processed"][:, step], atol=1e-5, rtol=0)
-        ids = tensors["tokens"][:, step].long()
-        assert torch.equal(scores.argmax(-1), ids)
-        state = grammar.advance(state, ids)
-        written = torch.cat([written, ids[:, None]], dim=1)
-
-
-@pytest.mark.parametrize("name", ["legacy_chain", "legacy_chain_g1"])
-def test_the_older_chain_allows_the_same_ids(recorded, grammar, name):
-    case, tensors = recorded[0]["cases"][name], {field: recorded[1][f"{name}.{field}"] for field in FIELDS}
-    sampling = list(_sampling(case).values())
-    for position in range(len(grammar)):
-        cond, uncond = tensors["cond_logits"][:, position], tensors["uncond_logits"][:, position]
-        assert torch.equal(grammar.allowed_mask(position), tensors["grammar_allowed"][0, position].bool())
-        guided = cond if case["guidance"] == 1.0 else guide_logits(cond, uncond, case["guidance"])
-        chosen = sampling[grammar.kinds[position]]
-        scores = filter_logits(grammar.constrain(guided, position), chosen.temperature, chosen.top_k, chosen.top_p)
-        assert torch.equal(scores.isfinite(), tensors["allowed"][:, position].bool())
-        assert scores.argmax(-1) == tensors["tokens"][0, position]
-
-
-def test_the_processor_gives_what_the_function_gives(recorded, grammar):
-    case, tensors = recorded[0]["cases"]["prefilled_soi"], recorded[1]
+def test_the_processor_gives_what_the_function_gives(grammar):
+    cond, uncond = torch.randn(2, 1, len(grammar), 131)
     calls = []
 
     def unconditional(input_ids):
         calls.append(input_ids.shape[1])
-        return tensors["prefilled_soi.uncond_logits"][:, input_ids.shape[1]]
+        return uncond[:, input_ids.shape[1]]
 
-    processor = InterleavedLogitsProcessor(
-        grammar, case["guidance"], unconditional, prompt_ids=torch.tensor([case["prefix_ids"]])
-    )
+    prompt = torch.tensor([[9, 10, grammar.vocabulary.start_of_image]])
+    processor = InterleavedLogitsProcessor(grammar, 1.5, unconditional, prompt_ids=prompt)
     written = torch.zeros(1, 0, dtype=torch.long)
-    for step in range(case["steps"]):
-        scores = processor(written, tensors["prefilled_soi.cond_logits"][:, step])
-        torch.testing.assert_close(scores, tensors["prefilled_soi.processed"][:, step], atol=1e-5, rtol=0)
+    for step in range(len(grammar)):
+        scores = processor(written, cond[:, step])
+        position = grammar.positions(torch.cat([prompt, written], dim=1))
+        expected = process_logits(cond[:, step], uncond[:, step], position, grammar, guidance_scale=1.5)
+        torch.testing.assert_close(scores, expected)
         written = torch.cat([written, scores.argmax(-1, keepdim=True)], dim=1)
-    assert calls == [call["step"] for call in case["uncond_model_calls"]]  # and not once the image is complete
+    assert calls == list(range(len(grammar) - 1))  # and not once the image is complete
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "expected"),
+    [
+        ([5, 31, 47], [31, 47, 24], [5, 31, 47, 24]),
+        ([5, 31, 47], [32, 47, 24], [5, 31, 47, 32, 47, 24]),
+        ([5, 31, 47], [7, 8, 9, 24], [5, 31, 47, 8, 9, 24]),
+        ([5, 31, 47], [24], [5, 31, 47, 24]),
+        ([5, 31, 47, 24], [], [5, 31, 47, 24]),
+    ],
+)
+def test_the_unconditional_prompt_ends_as_the_image_was_opened(prompt, written, expected):
+    written = torch.tensor([written], dtype=torch.long)
+    assert unconditional_ids(torch.tensor([prompt]), written, start_of_image=24).tolist() == [expected]
 
 
 def test_items_of_a_batch_follow_their_own_images(grammar):

@@ -1,37 +1,18 @@
-"""Grids against the recorded numbers of the original."""
-
-import json
+"""Grids: buckets, sizes outside the table, latents (the original's table and counts: tests/checkpoints)."""
 
 import pytest
 
 from diffusers_focus.processing import grids
 
 
-def _size(text):
-    return tuple(int(side) for side in text.split("x"))
-
-
-def test_token_counts_are_the_originals(goldens):
-    recorded = json.loads((goldens / "generation_a.json").read_text())["calculate_image_token_num"]
-    assert len(recorded) == 12
-    for name, expected in recorded.items():
-        tokens = grids.num_image_tokens(*_size(name))
-        assert tokens._asdict() | {"grid": list(tokens.grid)} == expected, name
-
-
-def test_the_table_is_the_originals(goldens):
-    recorded = json.loads((goldens / "generation_a.json").read_text())["RESOLUTION_MAPPING_hw"]
-    assert grids.RESOLUTION_MAPPING == {_size(name): tuple(size) for name, size in recorded.items()}
-    assert set(grids.ORIGINAL_BUCKETS) == set(grids.RESOLUTION_MAPPING)
-
-
-def test_sizes_outside_the_table_are_floored(goldens):
-    shapes = json.loads((goldens / "mllm_vision_a.json").read_text())["image_shapes"]
-    for name, shape in shapes.items():
-        assert list(grids.semantic_grid(*_size(name))) == shape["semantic"]
-        assert list(grids.pixel_grid(*_size(name))) == shape["pixel"]
+def test_sizes_outside_the_table_are_floored():
     assert grids.vit_size(128, 128) == (112, 112)
     assert grids.vit_size(16, 40) == (28, 28)
+    assert grids.semantic_grid(160, 224) == (5, 8) and grids.pixel_grid(160, 224) == (10, 14)
+
+
+def test_every_bucket_of_the_originals_is_in_the_table():
+    assert set(grids.ORIGINAL_BUCKETS) == set(grids.RESOLUTION_MAPPING)
 
 
 def test_nearest_bucket_goes_by_aspect_ratio():

@@ -1,13 +1,10 @@
 """Images in every form users have them, and the way back to their own pixels."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffusers_focus.processing.images import (
     CLIP_MEAN,
@@ -32,22 +29,20 @@ def picture():
 
 
 @pytest.mark.parametrize("kind", ["numpy", "pil", "torch uint8", "torch float", "path"])
-def test_pixel_values_are_the_originals(goldens, tmp_path, kind):
-    tensors = load_file(goldens / "mllm_vision_a.safetensors")
-    for name in json.loads((goldens / "mllm_vision_a.json").read_text())["image_shapes"]:
-        array = tensors[f"image.{name}.uint8"]
-        bucket = [int(side) for side in name.split("x")]
-        Image.fromarray(array.numpy()).save(tmp_path / "image.png")
-        image = {
-            "numpy": array.numpy(),
-            "pil": Image.fromarray(array.numpy()),
-            "torch uint8": array.permute(2, 0, 1),
-            "torch float": array.permute(2, 0, 1) / 255,
-            "path": tmp_path / "image.png",
-        }[kind]
-        inputs = FocusImageProcessor(buckets=[bucket], tag_step=16, high_resolution=None)(image)
-        torch.testing.assert_close(inputs.pixel_values, tensors[f"image.{name}.pixel_values"], atol=1e-6, rtol=0)
-        assert inputs.pixel_values_high is None and inputs.placements[0].is_identity
+def test_an_image_at_a_token_resolution_keeps_its_pixels(tmp_path, kind):
+    array = torch.randint(256, (64, 96, 3), dtype=torch.uint8)
+    Image.fromarray(array.numpy()).save(tmp_path / "image.png")
+    image = {
+        "numpy": array.numpy(),
+        "pil": Image.fromarray(array.numpy()),
+        "torch uint8": array.permute(2, 0, 1),
+        "torch float": array.permute(2, 0, 1) / 255,
+        "path": tmp_path / "image.png",
+    }[kind]
+    inputs = FocusImageProcessor(buckets=[[64, 96]], tag_step=16, high_resolution=None)(image)
+    expected = array.permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(inputs.pixel_values, expected, atol=1e-6, rtol=0)
+    assert inputs.pixel_values_high is None and inputs.placements[0].is_identity
 
 
 def test_low_resolution_follows_the_originals_chain():

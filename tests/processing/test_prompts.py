@@ -1,33 +1,9 @@
-"""Prompts: the original's texts and tokens, the order of FOCUS's parts, conditions."""
-
-import json
+"""Prompts: the order of FOCUS's parts, conditions, what is refused (the original's texts: tests/checkpoints)."""
 
 import pytest
-from safetensors.torch import load_file
-from transformers import Qwen2Tokenizer
 
 from diffusers_focus.processing import prompts as P
 from diffusers_focus.processing import vocabulary as V
-
-
-@pytest.fixture(scope="module")
-def cases(goldens):
-    return json.loads((goldens / "mllm_vision_a.json").read_text())["cases"]
-
-
-@pytest.fixture(scope="module")
-def original(goldens):
-    """Tokenizer (bytes only) and vocabulary of the recorded model."""
-    model = json.loads((goldens / "tokenizer_a.json").read_text())["model"]
-    chat = {token: len(model["vocab"]) + i for i, token in enumerate(V.CHAT_TOKENS)}
-    tokenizer = Qwen2Tokenizer(
-        vocab={**model["vocab"], **chat},
-        merges=[],
-        eos_token=V.END_OF_TURN,
-        additional_special_tokens=[V.START_OF_TURN],
-    )
-    V.extend_tokenizer(tokenizer, 128, 256)
-    return tokenizer, V.FocusVocabulary.from_tokenizer(tokenizer, embedding_rows=687)
 
 
 @pytest.fixture(scope="module")
@@ -37,39 +13,6 @@ def tiny():
     V.extend_tokenizer(tokenizer, 8, 8, tag_step=16)
     rows = len(tokenizer) + 4
     return tokenizer, V.FocusVocabulary.from_tokenizer(tokenizer, embedding_rows=rows, tag_step=16)
-
-
-def _illume(cases):
-    """(case, item, parts) of every recorded prompt."""
-    size = (256, 256)
-    yield "understand", 0, P.build_prompt("illume", "understand", text=cases["understand"]["prompt"])
-    yield "understand_two", 0, P.build_prompt("illume", "understand", text="Compare the two.", num_images=2)
-    for item, text in enumerate(cases["understand_batch"]["prompt"]):
-        yield "understand_batch", item, P.build_prompt("illume", "understand", text=text)
-    instruction = cases["edit"]["instruction"]
-    yield "edit", 0, P.build_prompt("illume", "edit", text=instruction, height_width=size)
-    yield "edit_uncond", 0, P.build_prompt("illume", P.UNCONDITIONAL["edit"], height_width=size)
-    for item, text in enumerate(cases["t2i"]["contents"]):
-        yield "t2i", item, P.build_prompt("illume", "generate", text=text, height_width=size)
-        yield "t2i_uncond", item, P.build_prompt("illume", P.UNCONDITIONAL["generate"], height_width=size)
-
-
-def test_illume_prompts_are_the_originals(cases):
-    seen = set()
-    for name, item, parts in _illume(cases):
-        assert P.render_prompt(parts) == cases[name]["full_prompts"][item]
-        seen.add(name)
-    assert seen == set(cases)
-
-
-def test_illume_ids_are_the_originals(cases, original, goldens):
-    tensors = load_file(goldens / "mllm_vision_a.safetensors")
-    for name, item, parts in _illume(cases):
-        ids = []
-        for segment in P.encode_prompt(parts, *original):
-            ids += segment.ids if segment.kind == P.TEXT else [-200]
-        attended = tensors[f"{name}.input_attention_mask"][item].bool()
-        assert ids == tensors[f"{name}.input_ids"][item][attended].tolist()
 
 
 def test_focus_order_is_image_queries_task_condition_answer():

@@ -295,6 +295,29 @@ def process_logits(
     return filter_logits(scores, pick("temperature"), pick("top_k"), pick("top_p"))
 
 
+def unconditional_ids(prompt_ids: torch.Tensor, written: torch.Tensor, start_of_image: int) -> torch.Tensor:
+    """What the unconditional branch reads when an image begins, as in ILLUME+: its prompt, and how the image was opened.
+
+    After the prompt come the last three ids that were written (a resolution tag and the start marker; stray text where the
+    model wrote no tag), the marker alone where the prompt ends with that very tag, and nothing where it ends with the
+    marker. From then on the branch reads what is written, id by id.
+
+    Args:
+        prompt_ids: int64 [batch, P], the unconditional prompt.
+        written: int64 [batch, L], what has been written, up to the start marker.
+        start_of_image: the id of the start marker.
+
+    Returns:
+        int64 [batch, P + 0, 1, 2 or 3].
+    """
+    if bool((prompt_ids[:, -1] == start_of_image).all()):
+        return prompt_ids
+    opening = written[:, -3:]
+    if opening.shape[1] == 3 and torch.equal(opening[:, :2], prompt_ids[:, -2:]):
+        opening = opening[:, 2:]
+    return torch.cat([prompt_ids, opening], dim=1)
+
+
 class InterleavedLogitsProcessor(LogitsProcessor):
     """`process_logits` for transformers' `generate`; each item of the batch follows its own text and images.
 
@@ -302,7 +325,8 @@ class InterleavedLogitsProcessor(LogitsProcessor):
         grammar: the block to write.
         guidance_scale: inside images.
         unconditional: called with the ids written so far [batch, length] while any item is inside an image; returns the
-            unconditional logits [batch, vocab]. It keeps its own cache. Not needed at a guidance scale of 1.0.
+            unconditional logits [batch, vocab]. It keeps its own cache; `unconditional_ids` says what it reads when an
+            image begins. Not needed at a guidance scale of 1.0.
         prompt_ids: int64 [batch, length] that came before what `generate` sees, where it was given embeddings instead
             of ids: a start marker at its end means that images begin at once.
         text, semantic, pixel: how each kind of token is drawn. Leave `generate`'s own temperature, top_k and top_p off,
