@@ -6,11 +6,11 @@ Command:   make tiny                                  (every stage, then pipelin
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
-Hours:     3.9 core-hours for the published stages (sum of the records); every stage takes less than an hour and can be stopped
-           at any time.
+Hours:     5.7 core-hours for the published stages (sum of the records); stage 3 takes an hour and a half on two cores, every other
+           one less than an hour, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
-Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words and masks) | 1a-pixel -> 1b (decoder) |
-           1a-semantic -> 3 (visual tokens) | 4 (mask-guided decoder). `|` marks what does not depend on each other.
+Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
+           1a-semantic -> 3 (masks and visual tokens) | 4 (mask-guided decoder). `|` marks what does not depend on each other.
 """
 
 from __future__ import annotations

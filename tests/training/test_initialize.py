@@ -14,6 +14,7 @@ from diffusers_focus.models.vision_encoder import FocusVisionEncoder
 from diffusers_focus.steps.sequence import FocusContext
 from diffusers_focus.training.components import build_component
 from diffusers_focus.training.initialize import (
+    CODE_SPREAD,
     initialize_anchors,
     initialize_code_rows,
     initialize_copy_heads,
@@ -71,7 +72,8 @@ def test_codes_that_are_alike_get_like_rows_and_no_other_row_changes(parts):
     ):
         inside[first:stop] = True
         rows = table[first:stop].detach()
-        assert rows.std().item() == pytest.approx(parts.language_model.config.initializer_range, rel=0.15)
+        words = parts.language_model.config.initializer_range
+        assert rows.std().item() == pytest.approx(CODE_SPREAD * words, rel=0.15)
         codes = quantizer.lookup(torch.arange(stop - first)).detach()
         codes = (codes - codes.mean(0)) / codes.std(0)
         apart = torch.cdist(codes, codes)

@@ -22,6 +22,7 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.vocabulary import FocusVocabulary
 
+CODE_SPREAD = 3.0
 RESIDUAL_OUTPUTS = ("conv2", "proj_out")
 
 
@@ -61,7 +62,8 @@ def initialize_code_rows(
 
     A row is a random linear image of its code's vector and squared length, with some noise of its own. Codes that look alike
     then begin with like embeddings and like logits: the language model has to learn a vector of `code_dim` numbers for each cell
-    rather than one of a thousand unrelated names. The scale of the rows stays what it was.
+    rather than one of a thousand unrelated names. Rows are `CODE_SPREAD` times as long as words begin: neighbours among the codes
+    are told apart by sharp logits alone, and words grow threefold in training for the same reason.
     """
     table = language_model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +79,7 @@ def initialize_code_rows(
             mix = torch.randn(values.shape[1], table.shape[1], generator=generator).to(table.device)
             rows = values @ mix / values.shape[1] ** 0.5
             noise = torch.randn(rows.shape, generator=generator).to(table.device)
-            scale = language_model.config.initializer_range
+            scale = CODE_SPREAD * language_model.config.initializer_range
             table[first:stop] = ((0.9 * rows + 0.45 * noise) * scale).to(table.dtype)
 
 

@@ -27,16 +27,17 @@ TOKEN_SCALES = ("vision_projector.2", "pixel_projector.2", "query_adapter.projec
 """The adapters' last layers, which `match_token_scale` makes a hundred times smaller: their rates are as much smaller."""
 # One step each of what relations take in two: left to yes and no alone, they stayed at chance for 1,500 steps.
 LESSONS = ("count", "count_attribute", "exists", "colour", "shape", "region", "caption", "relation", "relation")
-LESSONS += ("side", "side", "extreme")
+LESSONS += ("side", "side", "side", "extreme")
 WORDS = {"question_kinds": LESSONS, "questions": 24, "referring": 0, "generalized": 0, "regions": 0, "twins": 0.05}
 EVERYTHING = {
     "question_kinds": LESSONS,
-    "questions": 7,
+    "questions": 11,
     "referring": 2,
     "generalized": 1,
     "regions": 2,
     "edit_masks": 1,
-    "edits": 3.5,
+    "edits": 5.0,
+    "dropout": 0.3,  # reconstructions: cells that stay as they are have to be learned as well
     "generations": 0.1,
 }
 READING = (
@@ -103,7 +104,7 @@ STAGES: dict[str, StageRecipe] = {
             name="2",
             objective="language",
             groups=READING,
-            steps=2000,
+            steps=1860,
             batch_size=8,
             decay_fraction=0.1,
             seed=6,
@@ -132,7 +133,7 @@ STAGES: dict[str, StageRecipe] = {
             name="3",
             objective="language",
             groups=(*READING, ParameterGroup("mask_decoder", 4e-4)),
-            steps=1750,
+            steps=1620,
             batch_size=8,
             decay_fraction=0.35,
             seed=8,
