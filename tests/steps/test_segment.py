@@ -137,3 +137,13 @@ def test_where_no_proposal_holds_the_region_the_scores_decide():
 
 def test_a_region_always_means_something():
     assert len(select(reading("nothing", [[0.2]], [(0, 0, 4, 4)]), pointed((1, 1, 3, 3))).masks) == 1
+
+
+def test_of_a_mask_over_two_equal_objects_the_pointed_one_is_kept():
+    boxes = [(0, 0, 12, 4), (0, 0, 5, 4), (7, 0, 12, 4)]
+    read = reading("red circle", [[0.99], [0.02], [0.01]], boxes)
+    for x, here in ((2, slice(0, 5)), (9, slice(7, 12))):
+        found = select(read, pointed((x, 1, x + 1, 2)))
+        assert len(found.masks) == 1 and found.masks[0, :4, here].all() and found.masks[0].sum() == 20
+    # A part that overlaps the other part is no object of its own, and without another part nothing is two.
+    assert select(reading("a", [[0.9], [0.1]], boxes[:2]), pointed((2, 1, 3, 2))).masks[0].sum() == 48

@@ -210,9 +210,11 @@ def select_objects(
         holding = _holding(reading.mask_logits[row], prompt.regions, placement)[order]
         if holding.any():
             keep &= holding
-            keep[holding.nonzero()[0, 0]] = (
-                True  # a region without any object would be a slip of the model, not of the user
-            )
+            best = int(holding.nonzero()[0, 0])
+            part = _own_part(reading.mask_logits[row][order], holding, best)
+            if part != best:
+                keep[best] = False
+            keep[part] = True  # a region without any object would be a slip of the model, not of the user
     order, scores = order[keep], scores[keep]
     order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
     if names:
@@ -262,6 +264,28 @@ def _holding(mask_logits: torch.Tensor, regions: Sequence[np.ndarray], placement
         share = torch.einsum("nhw,hw->n", inside, cells)
         found |= (share > 0) & (share >= 0.5 * share.max())
     return found
+
+
+def _own_part(mask_logits: torch.Tensor, holding: torch.Tensor, best: int) -> int:
+    """Of two equal objects the model likes to see one: the proposal that is the pointed one's part of the best one, or the best.
+
+    The best proposal falls into two where one proposal within it holds the region and another within it does not, and the two
+    share nothing to speak of.
+
+    Args:
+        mask_logits: [N, h, w], best score first.
+        holding: bool [N], which hold the region.
+        best: the first of these.
+    """
+    inside = (mask_logits > 0).flatten(1).float()
+    area = inside.sum(1).clamp(min=1)
+    shared = inside @ inside.T
+    within = (shared[best] > 0.7 * area) & (area > 0.2 * area[best]) & (area < 0.8 * area[best])
+    others = (within & ~holding).nonzero()[:, 0].tolist()
+    for part in (within & holding).nonzero()[:, 0].tolist():
+        if any(shared[part, other] < 0.1 * area[other] for other in others):
+            return part
+    return best
 
 
 def _without_duplicates(
