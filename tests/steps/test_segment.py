@@ -140,8 +140,8 @@ def test_a_region_always_means_something():
 
 
 def test_of_a_mask_over_two_equal_objects_the_pointed_one_is_kept():
-    boxes = [(0, 0, 12, 4), (0, 0, 5, 4), (7, 0, 12, 4)]
-    read = reading("red circle", [[0.99], [0.02], [0.01]], boxes)
+    boxes = [(0, 0, 12, 4), (0, 0, 5, 4), (7, 0, 12, 4), (0, 0, 12, 3)]
+    read = reading("red circle", [[0.99], [0.02], [0.01], [0.9]], boxes)
     for x, here in ((2, slice(0, 5)), (9, slice(7, 12))):
         found = select(read, pointed((x, 1, x + 1, 2)))
         assert len(found.masks) == 1 and found.masks[0, :4, here].all() and found.masks[0].sum() == 20

@@ -209,17 +209,17 @@ def test_codes_to_write_are_the_sources_outside_and_the_targets_inside(in_place)
 
 def test_the_words_of_prompts_are_learned_too():
     here = objective(QUESTIONS)
-    prefix_ids = []
+    counts = []
 
     class Recorded(LanguageObjective):
         def _prompt_entropy(self, hidden, suffixes):
             entropy = super()._prompt_entropy(hidden, suffixes)
             asked = (suffixes.ids[:, 1:] >= 0) & (suffixes.labels[:, 1:] < 0)
-            prefix_ids.append((len(entropy), int(asked.sum()), int((suffixes.labels[:, 1:] >= 0).sum())))
+            counts.append((len(entropy), int(asked.sum()), int((suffixes.labels[:, 1:] >= 0).sum())))
             return entropy
 
     loss, figures = Recorded(here.components, here.recipe).loss(here.batch(0), 0)
-    assert figures["prompt"] > 1 and all(n == asked > 0 and written > 0 for n, asked, written in prefix_ids)
+    assert figures["prompt"] > 1 and all(n == asked > 0 and written > 0 for n, asked, written in counts)
     loss.backward()
     assert here.components.language_model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 

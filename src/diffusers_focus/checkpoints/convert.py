@@ -31,7 +31,7 @@ from .report import report, report_text
 from .sources import Source, check_apart
 from .table import Family
 from .variants import PUBLISHED_3B
-from .writing import SHARD_SIZE, FolderWriter, require_space
+from .writing import SHARD_SIZE, FolderWriter
 
 CONVNEXT = ("convnext_open_clip", "convnext_timm", "convnext_transformers", "fc_clip")
 MASK_DECODERS = ("fc_clip", "mask2former", "mask2former_transformers", "hyperseg", "native mask_decoder")
@@ -417,8 +417,7 @@ def _write(
     if dry_run:
         return facts
     with FolderWriter(job.output, resume=resume, overwrite=overwrite, fingerprint=_fingerprint(job)) as writer:
-        kept = sum(path.stat().st_size for path in writer.folder.rglob("*.safetensors")) if resume else 0
-        require_space(writer.folder, max(0, total - kept))
+        writer.require_space(total)
         check_duplicates(job.plan, read)
         with _bar(total, progress) as bar:
             for name, one in weights.items():

@@ -24,7 +24,7 @@ from .plan import Plan, apply_step, check_duplicates, make_reverse_plan
 from .reading import TensorFiles, TensorInfo, check_finite, open_tensors
 from .report import report, report_text
 from .sources import DECODER_PARTS, TOKENIZER_FILES, check_apart
-from .writing import SHARD_SIZE, FolderWriter, require_space
+from .writing import SHARD_SIZE, FolderWriter
 
 # Role -> family, where no report says it.
 DEFAULTS = {"tokenizer": "dualvitok", "language_model": "illume_plus", "decoder": "illume_plus_decoder"}
@@ -106,8 +106,7 @@ def convert_focus_to_original(
         if dry_run:
             return facts
         with FolderWriter(output, resume=resume, overwrite=overwrite, fingerprint=_fingerprint(folder)) as writer:
-            kept = sum(path.stat().st_size for path in writer.folder.rglob("*.safetensors")) if resume else 0
-            require_space(writer.folder, max(0, total - kept))
+            writer.require_space(total)
             bar = stack.enter_context(
                 tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress)
             )

@@ -163,6 +163,11 @@ class FolderWriter:
         else:
             self.abort()
 
+    def require_space(self, nbytes: int) -> None:
+        """Raise OSError unless a folder of so many bytes of weights fits, less the shards that are there to go on with."""
+        kept = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self._resume else 0
+        require_space(self.folder, max(0, nbytes - kept))
+
     def write_shards(
         self,
         subfolder: str,

@@ -41,10 +41,8 @@ RESIZE_FACTORS = {"larger": 1.5, "smaller": 0.67}
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 QUESTION_KINDS = ("count", "count_attribute", "exists", "relation", "colour", "shape", "caption", "region")
-LESSON_KINDS = (
-    "side",
-    "extreme",
-)  # asked in training alone: one step each of what "relation" and expressions take in one
+# Asked in training alone: one step each of what "relation" and expressions take in one.
+LESSON_KINDS = ("side", "extreme")
 EDIT_KINDS = ("remove", "replace", "recolour", "reshape", "fill", "resize", "background")
 
 # word -> (coordinate, sign): the relation holds where sign * (a - b) > 0.

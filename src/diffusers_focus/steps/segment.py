@@ -211,9 +211,8 @@ def select_objects(
         if holding.any():
             keep &= holding
             best = int(holding.nonzero()[0, 0])
-            part = _own_part(reading.mask_logits[row][order], holding, best)
-            if part != best:
-                keep[best] = False
+            part, wholes = _own_part(reading.mask_logits[row][order], holding, best)
+            keep &= ~wholes
             keep[part] = True  # a region without any object would be a slip of the model, not of the user
     order, scores = order[keep], scores[keep]
     order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
@@ -266,8 +265,9 @@ def _holding(mask_logits: torch.Tensor, regions: Sequence[np.ndarray], placement
     return found
 
 
-def _own_part(mask_logits: torch.Tensor, holding: torch.Tensor, best: int) -> int:
-    """Of two equal objects the model likes to see one: the proposal that is the pointed one's part of the best one, or the best.
+def _own_part(mask_logits: torch.Tensor, holding: torch.Tensor, best: int) -> tuple[int, torch.Tensor]:
+    """Of two equal objects the model likes to see one: the proposal that is the pointed one's part of the best one, or the best;
+    and bool [N], the proposals that cover that part and are more than it.
 
     The best proposal falls into two where one proposal within it holds the region and another within it does not, and the two
     share nothing to speak of.
@@ -284,8 +284,8 @@ def _own_part(mask_logits: torch.Tensor, holding: torch.Tensor, best: int) -> in
     others = (within & ~holding).nonzero()[:, 0].tolist()
     for part in (within & holding).nonzero()[:, 0].tolist():
         if any(shared[part, other] < 0.1 * area[other] for other in others):
-            return part
-    return best
+            return part, (shared[part] > 0.7 * area[part]) & (area > 1.25 * area[part])
+    return best, torch.zeros_like(holding)
 
 
 def _without_duplicates(

@@ -46,9 +46,7 @@ WEIGHTS = {
     "edit": 3.0,
     "quality": 0.2,
 }
-OUTSIDE_WEIGHT = (
-    0.1  # cells the source prefills at run time, where they are written at all: for styles that go on counting
-)
+OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
 
 
 class LanguageObjective:
