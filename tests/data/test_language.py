@@ -10,6 +10,7 @@ import pytest
 
 from diffusers_focus.data import language
 from diffusers_focus.data.language import (
+    COUNT_WORDS,
     EDIT_KINDS,
     LESSON_KINDS,
     QUESTION_KINDS,
@@ -210,6 +211,12 @@ def test_lessons_are_one_step_of_what_is_asked_later():
                 (target,) = read(f"the {question.text.removeprefix('what is the ').rstrip('?')}", scene.objects)
                 assert question.answer == f"a {scene.objects[target].name}"
                 assert scene.objects[target].pair not in HELD_OUT_PAIRS
+                continue
+            if question.kind == "place":
+                way, shape = re.fullmatch(r"how far (right|down) is the (.*)\?", question.text).groups()
+                (target,) = [item for item in scene.objects if item.shape == shape]
+                eighths = 8 * (target.cx if way == "right" else target.cy)
+                assert COUNT_WORDS.index(question.answer) == int(eighths)
                 continue
             first, second = re.search("(left of|above) or (right of|below)", question.text).groups()
             for word in (first, second):

@@ -171,9 +171,9 @@ def test_codes_to_write_are_the_sources_outside_and_the_targets_inside(in_place)
     rows = []
 
     class Recorded(LanguageObjective):
-        def _run(self, prompts, prefix, regions, given):
+        def _run(self, prompts, prefix, regions, given, histories=None):
             rows.extend(zip(prompts, given, strict=True))
-            return super()._run(prompts, prefix, regions, given)
+            return super()._run(prompts, prefix, regions, given, histories)
 
     recorded = Recorded(here.components, here.recipe)
     recorded.loss(batch, 0)
@@ -205,6 +205,59 @@ def test_codes_to_write_are_the_sources_outside_and_the_targets_inside(in_place)
             assert places == tuple(range(grammar.length)) and all(answers)
         different += int((pixel[prompt.target] != pixel[prompt.image]).sum())
     assert different > 0
+
+
+@torch.no_grad()
+def test_a_noised_history_is_read_and_the_true_codes_are_still_to_be_written():
+    read: dict[float, list[torch.Tensor]] = {}
+    asked: dict[float, list[torch.Tensor]] = {}
+    for noise in (0.0, 1.0):
+
+        class Recorded(LanguageObjective):
+            def _read_instead(self, suffixes, histories):
+                labels = suffixes.labels.clone()
+                before = suffixes.embeds.clone()
+                super()._read_instead(suffixes, histories)
+                changed = (suffixes.embeds != before).any(-1)
+                read.setdefault(noise, []).append(changed)  # noqa: B023 - called in this round of the loop
+                asked.setdefault(noise, []).append(labels >= 0)  # noqa: B023
+                assert torch.equal(suffixes.labels, labels)
+
+        recipe = replace(RECIPE, options={"size": SIZE, "mixture": {**EDITS, "edits": 4.0, "history_noise": noise}})
+        here = Recorded(parts(), recipe)
+        torch.manual_seed(0)
+        here.loss(here.batch(0), 0)
+    assert not any(changed.any() for changed in read[0.0])
+    wrong = torch.cat([changed[here] for changed, here in zip(read[1.0], asked[1.0], strict=True)]).float().mean()
+    assert 0.2 < wrong < 0.9  # some rows in part, some as a whole
+    for changed, here in zip(read[1.0], asked[1.0], strict=True):
+        assert not changed[~here].any()  # words, markers and the cell before a run are read as they are
+
+
+def test_noise_in_a_history_is_codes_of_the_same_level():
+    here = objective(EDITS)
+    v = here.context.vocabulary
+    true = v.image_ids(torch.zeros(2, 2, dtype=torch.long), torch.zeros(4, 4, dtype=torch.long), with_tag=False)
+    before = v.image_ids(torch.ones(2, 2, dtype=torch.long), torch.ones(4, 4, dtype=torch.long), with_tag=False)
+    sources = 0
+    for number in range(40):
+        torch.manual_seed(number)
+        noised = here._noised(true, before)
+        marks = true < v.level0_range[0]
+        assert torch.equal(noised[marks], true[marks])
+        for first, stop in (v.level0_range, v.level1_range):
+            level = (true >= first) & (true < stop)
+            assert ((noised[level] >= first) & (noised[level] < stop)).all()
+        wrong = noised != true
+        sources += bool(wrong.any() and (noised[wrong] == before[wrong]).all())
+    assert 8 < sources < 32  # as often the source's as any others
+
+
+def test_mask_prompts_come_in_every_nth_step():
+    recipe = replace(RECIPE, options={"size": SIZE, "mixture": MASKS | EDITS | {"referring": 1}, "masks_every": 3})
+    here = LanguageObjective(parts(), recipe)
+    assert [bool(here.batch(step).masked) for step in range(6)] == [True, False, False, True, False, False]
+    assert all(here.batch(step).codes for step in range(6))
 
 
 def test_the_words_of_prompts_are_learned_too():

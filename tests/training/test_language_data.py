@@ -199,6 +199,34 @@ def test_unconditional_prompts_come_in_the_asked_share():
     assert not any("reconstruct" in user(p) for s in range(30) for p in draw(replace(mixture, dropout=0.0), s).codes)
 
 
+def test_wordings_ask_for_one_edit_by_different_words():
+    different = 0
+    for step in range(30):
+        batch = draw(replace(PLAIN, edits=2.0, wordings=3, dropout=0.0), step)
+        targets: dict[int, list[str]] = {}
+        for prompt in batch.codes:
+            targets.setdefault(prompt.target, []).append(user(prompt))
+        assert len(targets) == 2 * len(batch.scenes.scenes) == len(batch.target_pixels) - len(batch.scenes.scenes)
+        for texts in targets.values():
+            assert len(texts) == 3 and len({text.split()[0] for text in texts}) == 1
+            different += len(set(texts)) > 1
+    assert different > 60
+
+
+def test_of_new_backgrounds_mostly_a_window_is_written():
+    shares = []
+    for step in range(60):
+        batch = draw(replace(PLAIN, edits=6.0, dropout=0.0), step, 1)
+        free = ~batch.scenes.rendered[0].masks.any(axis=0)
+        for prompt in batch.codes:
+            if "background" in user(prompt):
+                written_pixels = prompt.change[0, 0].numpy() > 0
+                assert written_pixels.any()
+                shares.append((written_pixels & free).sum() / free.sum())
+    assert len(shares) > 20
+    assert 0.1 < np.mean([share > 0.95 for share in shares]) < 0.45 and np.median(shares) < 0.4
+
+
 def test_no_held_out_pair_is_ever_said():
     said = set()
     for step in range(200):

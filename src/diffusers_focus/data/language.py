@@ -42,7 +42,7 @@ COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "e
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 QUESTION_KINDS = ("count", "count_attribute", "exists", "relation", "colour", "shape", "caption", "region")
 # Asked in training alone: one step each of what "relation" and expressions take in one.
-LESSON_KINDS = ("side", "extreme")
+LESSON_KINDS = ("side", "extreme", "place")
 EDIT_KINDS = ("remove", "replace", "recolour", "reshape", "fill", "resize", "background")
 
 # word -> (coordinate, sign): the relation holds where sign * (a - b) > 0.
@@ -407,6 +407,16 @@ def _ask_extreme(scene: Scene, rng: np.random.Generator, held_out: bool) -> Ques
     return Question(f"what is the {word} object?", f"a {scene.objects[target].name}", "extreme")
 
 
+def _ask_place(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
+    """Where one object is, in eighths of the side: what a relation compares, asked of either alone."""
+    unique = [item for item in scene.objects if _only(scene, shape=item.shape) is not None]
+    if not unique:
+        return None
+    item = _pick(rng, unique)
+    way, place = _pick(rng, (("right", item.cx), ("down", item.cy)))
+    return Question(f"how far {way} is the {item.shape}?", COUNT_WORDS[min(7, int(8 * place))], "place")
+
+
 def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
     candidates = _comparable(scene, held_out)
     if not candidates:
@@ -461,6 +471,7 @@ _ASK = {
     "region": _ask_region,
     "side": _ask_side,
     "extreme": _ask_extreme,
+    "place": _ask_place,
 }
 
 

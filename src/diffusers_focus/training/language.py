@@ -29,6 +29,7 @@ from ..steps.sequence import (
     suffix_row,
 )
 from ..steps.visual_tokens import fed_positions
+from .attention import use_grouped_attention
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import mask_iou, mask_loss, selection_loss
@@ -38,7 +39,7 @@ from .trainer import StageRecipe
 WEIGHTS = {
     "text": 6.0,
     "prompt": 1.0,
-    "names": 1.0,
+    "names": 3.0,
     "codes": 3.0,
     "bce": 5.0,
     "dice": 5.0,
@@ -58,6 +59,8 @@ class LanguageObjective:
         self.mixture = Mixture(**recipe.options.get("mixture", {}))
         self.size = recipe.options.get("size", 128)
         self.slots = components.mask_decoder.config.num_slots
+        if not torch.cuda.is_available():
+            use_grouped_attention(components.language_model)
         if recipe.options.get("match_scale", False):
             self._match_scale()
         if recipe.options.get("initialize_codes", False):
@@ -113,9 +116,11 @@ class LanguageObjective:
         return {name: getattr(self.components, name) for name in names}
 
     def batch(self, step: int) -> LanguageBatch:
-        """Pictures and prompts of this step."""
-        recipe = self.recipe
-        return draw_batch(self.context.style, self.mixture, recipe.seed, step, recipe.batch_size, size=self.size)
+        """Pictures and prompts of this step; mask prompts in every `masks_every`-th one."""
+        recipe, mixture = self.recipe, self.mixture
+        if step % recipe.options.get("masks_every", 1):
+            mixture = replace(mixture, referring=0, generalized=0, regions=0, edit_masks=0)
+        return draw_batch(self.context.style, mixture, recipe.seed, step, recipe.batch_size, size=self.size)
 
     def loss(self, batch: LanguageBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted sum of the parts that this batch has."""
@@ -142,12 +147,24 @@ class LanguageObjective:
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def _run(self, prompts, prefix: PrefixCache, regions, rows):
+    def _run(self, prompts, prefix: PrefixCache, regions, rows, histories=None):
         offsets = [p.region if getattr(p, "region", None) is not None else 0 for p in prompts]
         suffixes = batch_rows(self.components, rows, region_tokens=regions, region_offsets=offsets, pad="right")
+        if histories is not None:
+            self._read_instead(suffixes, histories)
         images = torch.tensor([max(p.image, 0) for p in prompts])
         hidden, _, _ = run_suffixes(self.components, prefix, images, suffixes)
         return hidden, suffixes
+
+    def _read_instead(self, suffixes: SuffixBatch, histories: list[torch.Tensor]) -> None:
+        """Let the written codes of row i be read as `histories[i]`; what is to be written stays."""
+        read = suffixes.ids.clamp(min=0)
+        for row, (span, history) in enumerate(zip(suffixes.codes, histories, strict=True)):
+            if span is not None:
+                read[row, span[0] : span[0] + len(history)] = history
+        table = self.components.language_model.get_input_embeddings()
+        changed = (read != suffixes.ids) & (suffixes.ids >= 0)
+        suffixes.embeds = torch.where(changed[..., None], table(read), suffixes.embeds)
 
     def _written(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Cross-entropy of each written token [n], whether it was the first choice [n], and its position mask."""
@@ -294,6 +311,7 @@ class LanguageObjective:
     def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, losses, figures) -> None:
         semantic, pixel = self._all_codes(batch, encoding)
         grids = semantic.shape[-2:], pixel.shape[-2:]
+        vocabulary = self.context.vocabulary
         edits = [p for p in batch.codes if p.image >= 0]
         texts = [p for p in batch.codes if p.image < 0]
         means: list[torch.Tensor] = []
@@ -301,12 +319,12 @@ class LanguageObjective:
             if not prompts:
                 continue
             in_place = prompts is edits and self.context.style.writes_in_place
-            rows, weights = [], []
+            rows, weights, histories = [], [], []
             for prompt in prompts:
                 inside_s, inside_p = self._inside(prompt, grids)
                 s = torch.where(inside_s, semantic[prompt.target], semantic[max(prompt.image, 0)])
                 p = torch.where(inside_p, pixel[prompt.target], pixel[max(prompt.image, 0)])
-                ids = self.context.vocabulary.image_ids(s, p, with_tag=False)
+                ids = vocabulary.image_ids(s, p, with_tag=False)
                 weight = self._code_weights(inside_s, inside_p)
                 written = weight >= 1 if in_place else torch.ones_like(weight, dtype=torch.bool)
                 places = (fed_positions(written) if in_place else written).nonzero()[:, 0]
@@ -316,12 +334,23 @@ class LanguageObjective:
                     "code_answers": written[places].tolist(),
                 }
                 rows.append(suffix_row(self.context, prompt.parts, **codes))
+                before = vocabulary.image_ids(
+                    semantic[max(prompt.image, 0)], pixel[max(prompt.image, 0)], with_tag=False
+                )
+                history = self._noised(ids, before) if torch.rand(()) < self.mixture.history_noise else ids
+                histories.append(torch.where(written, history, ids)[places])
                 # The last weight is that of <|im_end|>.
                 weights.append(F.pad(weight[written], (0, 1), value=OUTSIDE_WEIGHT))
             here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
             inside: list[tuple[torch.Tensor, torch.Tensor]] = []
             for group in _alike([len(row.ids) for row in rows]):
-                hidden, suffixes = self._run([prompts[i] for i in group], here_prefix, None, [rows[i] for i in group])
+                hidden, suffixes = self._run(
+                    [prompts[i] for i in group],
+                    here_prefix,
+                    None,
+                    [rows[i] for i in group],
+                    [histories[i] for i in group],
+                )
                 entropy, right, _ = self._written(hidden, suffixes.labels)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
@@ -332,6 +361,21 @@ class LanguageObjective:
             figures[name] = torch.cat([entropy for entropy, _ in inside]).mean().item()
             figures[f"{name}_top1"] = torch.cat([right for _, right in inside]).float().mean().item()
         losses["codes"] = torch.stack(means).mean()
+
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
+
+        Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
+        them its codes of recolourings are right in colour, and in use, where no cell says so first, it writes the old one.
+        """
+        others = torch.empty_like(ids)
+        for first, stop in (self.context.vocabulary.level0_range, self.context.vocabulary.level1_range):
+            here = (ids >= first) & (ids < stop)
+            others[here] = torch.randint(first, stop, (int(here.sum()),))
+        codes = ids >= self.context.vocabulary.level0_range[0]
+        wrong = before if torch.rand(()) < 0.5 else others
+        swap = codes & (torch.rand(ids.shape) < 1.25 * torch.rand(()))
+        return torch.where(swap, wrong, ids)
 
     @torch.no_grad()
     def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:

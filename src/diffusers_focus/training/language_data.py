@@ -123,8 +123,10 @@ class Mixture:
     `edits` and `generations` may be fractions: 2.5 edits are two or three. `dropout` is the share of image prompts
     swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
     names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
-    answer instead of the expression. `twins` is the share of pictures with two identical objects, which only a region prompt
-    tells apart.
+    answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than they
+    should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is the
+    number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
+    pictures with two identical objects, which only a region prompt tells apart.
     """
 
     questions: int = 8
@@ -134,9 +136,11 @@ class Mixture:
     regions: int = 2
     edit_masks: int = 0
     edits: float = 0.0
+    wordings: int = 1
     generations: float = 0.0
     dropout: float = 0.1
     name_noise: float = 0.5
+    history_noise: float = 0.0
     twins: float = 0.15
 
     @property
@@ -272,14 +276,41 @@ def _edit_mask_prompt(draft, image: int, scene: Scene, edit) -> MaskPrompt:
 
 def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> None:
     """An edit to write; unconditionally: the source again, asked to reconstruct it (ILLUME+)."""
-    # At run time the region is the model's own estimate, so cells around the true one are written now and then too.
-    support = edit_support(scene, edit, draft.size[0], dilation=int(rng.integers(0, 5)))
-    change = torch.from_numpy(support).float()[None, None]
     if rng.random() < mixture.dropout:
         parts = draft.style.suffix(RECONSTRUCT, height_width=draft.size, answer=build_answer(RECONSTRUCT))
-        draft.codes.append(CodePrompt(image, parts, image, change))
+        draft.codes.append(CodePrompt(image, parts, image, _change(scene, edit, draft.size[0], rng)))
         return
     answer = build_answer(EDIT)
-    parts = draft.style.suffix(EDIT, text=edit.instruction, height_width=draft.size, answer=answer)
     draft.targets.append(render(edit.result, draft.size[0]).image)
-    draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change))
+    for text in _wordings(scene, edit, mixture.wordings, rng):
+        parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
+        change = _change(scene, edit, draft.size[0], rng)
+        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change))
+
+
+def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[str]:
+    """The instruction, and others that mean the same object by other words where there are any."""
+    if count == 1:
+        return [edit.instruction]
+    others = [
+        r.text for r in referring_expressions(scene, rng) if r.targets == edit.targets and r.text != edit.target_text
+    ]
+    chosen = rng.permutation(len(others))[: count - 1]
+    texts = [edit.instruction, *(edit.instruction.replace(edit.target_text, others[i], 1) for i in chosen)]
+    return (texts * count)[:count]
+
+
+def _change(scene: Scene, edit, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Which pixels an edit writes: float [1, 1, S, S].
+
+    At run time the region is the model's own estimate, so cells around the true one are written now and then too. Of a new
+    background mostly a window is written: a whole one has as many cells as six objects and says little more.
+    """
+    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 5)))
+    if edit.edit_kind == "background" and rng.random() < 0.75:
+        height, width = (rng.uniform(0.3, 0.6, 2) * size).astype(int)
+        top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
+        window = np.zeros_like(support)
+        window[top : top + height, left : left + width] = True
+        support = support & window if (support & window).any() else support
+    return torch.from_numpy(support).float()[None, None]

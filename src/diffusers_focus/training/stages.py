@@ -28,18 +28,20 @@ TOKEN_SCALES = ("vision_projector.2", "pixel_projector.2", "query_adapter.projec
 """The adapters' last layers, which `match_token_scale` makes a hundred times smaller: their rates are as much smaller."""
 # One step each of what relations take in two: left to yes and no alone, they stayed at chance for 1,500 steps.
 LESSONS = ("count", "count_attribute", "exists", "colour", "shape", "region", "caption", "relation", "relation")
-LESSONS += ("side", "side", "side", "extreme")
+LESSONS += ("relation", "side", "side", "side", "extreme", "place", "place", "place")
 WORDS = {"question_kinds": LESSONS, "questions": 24, "referring": 0, "generalized": 0, "regions": 0, "twins": 0.05}
 EVERYTHING = {
     "question_kinds": LESSONS,
-    "questions": 11,
-    "referring": 2,
+    "questions": 16,
+    "referring": 1,
     "generalized": 1,
-    "regions": 2,
+    "regions": 1,
     "edit_masks": 1,
     "edits": 5.0,
-    "dropout": 0.3,  # reconstructions: cells that stay as they are have to be learned as well
-    "generations": 0.1,
+    "wordings": 2,
+    "history_noise": 0.7,  # without it the new colour is read off the cell before, never from the instruction
+    "generations": 0.05,
+    "twins": 0.25,
 }
 READING = (
     ParameterGroup("language_model", 2e-3, include=("_proj.weight",), optimizer="muon"),
@@ -134,11 +136,11 @@ STAGES: dict[str, StageRecipe] = {
             name="3",
             objective="language",
             groups=(*READING, ParameterGroup("mask_decoder", 4e-4)),
-            steps=1620,
-            batch_size=8,
+            steps=1800,
+            batch_size=4,
             decay_fraction=0.35,
-            seed=8,
-            options={"mixture": EVERYTHING, "initialize_codes": True},
+            seed=18,
+            options={"mixture": EVERYTHING, "masks_every": 3, "initialize_codes": True},
         ),
         StageRecipe(
             name="4",
