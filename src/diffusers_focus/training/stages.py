@@ -27,12 +27,12 @@ ADAPTERS = ("query_adapter", "vision_projector", "pixel_projector", "region_pool
 TOKEN_SCALES = ("vision_projector.2", "pixel_projector.2", "query_adapter.projection", "region_pooler.mlp.3")
 """The adapters' last layers, which `match_token_scale` makes a hundred times smaller: their rates are as much smaller."""
 # One step each of what relations take in two: left to yes and no alone, they stayed at chance for 1,500 steps.
-LESSONS = ("count", "count_attribute", "exists", "colour", "shape", "region", "caption", "relation", "relation")
-LESSONS += ("relation", "side", "side", "side", "extreme", "place", "place", "place")
+LESSONS = ("count", "count_attribute", "exists", "colour", "shape", "region", "caption", "extreme")
+LESSONS += 2 * ("relation", "side") + 4 * ("place",)
 WORDS = {"question_kinds": LESSONS, "questions": 24, "referring": 0, "generalized": 0, "regions": 0, "twins": 0.05}
 EVERYTHING = {
     "question_kinds": LESSONS,
-    "questions": 16,
+    "questions": 24,
     "referring": 1,
     "generalized": 1,
     "regions": 1,
@@ -43,13 +43,17 @@ EVERYTHING = {
     "generations": 0.05,
     "twins": 0.25,
 }
-READING = (
-    ParameterGroup("language_model", 2e-3, include=("_proj.weight",), optimizer="muon"),
-    ParameterGroup("language_model", 1e-3),
-    ParameterGroup("vision_encoder", 3e-5, include=TOKEN_SCALES),
-    ParameterGroup("vision_encoder", 1e-3, include=ADAPTERS),
-)
-"""The language model's matrices turn with Muon; the rest of it and the adapters follow AdamW."""
+
+
+def _reading(rate: float) -> tuple[ParameterGroup, ...]:
+    """The language model and the adapters: its matrices turn with Muon; the rest of it and the adapters follow AdamW."""
+    return (
+        ParameterGroup("language_model", 2 * rate, include=("_proj.weight",), optimizer="muon"),
+        ParameterGroup("language_model", rate),
+        ParameterGroup("vision_encoder", 0.03 * rate, include=TOKEN_SCALES),
+        ParameterGroup("vision_encoder", rate, include=ADAPTERS),
+    )
+
 
 STAGES: dict[str, StageRecipe] = {
     recipe.name: recipe
@@ -106,7 +110,7 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="2",
             objective="language",
-            groups=READING,
+            groups=_reading(1e-3),
             steps=1860,
             batch_size=8,
             decay_fraction=0.1,
@@ -135,7 +139,7 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3",
             objective="language",
-            groups=(*READING, ParameterGroup("mask_decoder", 4e-4)),
+            groups=(*_reading(5e-4), ParameterGroup("mask_decoder", 2e-4)),
             steps=1800,
             batch_size=4,
             decay_fraction=0.35,
