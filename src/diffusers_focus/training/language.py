@@ -189,13 +189,14 @@ class LanguageObjective:
         for group in _alike([len(row.ids) for row in rows]):
             hidden, suffixes = self._run([batch.texts[i] for i in group], prefix, regions, [rows[i] for i in group])
             entropy, right, here = self._written(hidden, suffixes.labels)
-            entropies.append(entropy)
+            # A mean for each answer: a caption has twenty times the tokens of a yes, not twenty times the weight.
+            entropies += [part.mean() for part in entropy.split(here.sum(1).tolist())]
             asked.append(self._prompt_entropy(hidden, suffixes))
             correct = torch.ones_like(here)
             correct[here] = right
             for i, good in zip(group, correct.all(1).tolist(), strict=True):
                 kinds.setdefault(f"q_{batch.texts[i].kind}", []).append(good)
-        losses["text"] = torch.cat(entropies).mean()
+        losses["text"] = torch.stack(entropies).mean()
         losses["prompt"] = torch.cat(asked).mean()
         everything = [good for kind in kinds.values() for good in kind]
         figures["questions"] = sum(everything) / len(everything)
