@@ -112,6 +112,7 @@ def write_shards(folder: Path, stem: str, files: str, shapes: Shapes, values: Ra
 
 
 def write_safetensors(path: Path, shapes: Shapes, values: RandomValues) -> None:
+    """One file, streamed."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, shape in shapes.items():
@@ -128,6 +129,7 @@ def write_safetensors(path: Path, shapes: Shapes, values: RandomValues) -> None:
 
 
 def write_bin(path: Path, shapes: Shapes, values: RandomValues) -> None:
+    """One file of `torch.save`."""
     torch.save({key: values.tensor(key, shape) for key, shape in shapes.items()}, path)
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
@@ -194,6 +196,7 @@ def write_originals(folder: Path, size: str) -> Path:
 
 
 def bytes_needed(size: str) -> int:
+    """Size of the originals."""
     shapes = [listed("dualvitok"), listed(f"illume_plus_{size}"), decoder_shapes("unet"), decoder_shapes("vae")]
     return sum(2 * torch.Size(shape).numel() for part in shapes for shape in part.values())
 
@@ -209,6 +212,7 @@ def forget(folder: Path) -> None:
 
 
 def files_of(folder: Path) -> list[Path]:
+    """All files of a folder, in one order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

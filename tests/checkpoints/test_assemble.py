@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_focus_is_assembled_from_parts(disk, parts, tmp_path):
         mask_decoder=disk.mask2former,
         sdxl=parts.sdxl,
         tokenizer=disk.tokenizer,
-        **OPTIONS,
+        options=OPTIONS,
     )
     pipe = FocusPipeline.from_pretrained(tmp_path / "out")
     assert pipe.image_processor.prompt_style == "focus" and pipe.vision_encoder.query_adapter is not None
@@ -61,15 +62,17 @@ def test_focus_is_assembled_from_parts(disk, parts, tmp_path):
 
 
 def test_parts_that_are_not_given_are_listed_as_new(parts, tmp_path):
-    report = assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", dry_run=True, **OPTIONS)
+    report = assemble_focus(
+        parts.language_model, parts.vision_tower, tmp_path / "out", options=replace(OPTIONS, dry_run=True)
+    )
     new = {name.split(".")[0] for name, entry in report["targets"].items() if "initialised" in entry}
     assert new == {"vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner"}
     assert "unet.conv_in.weight" not in report["targets"]
 
 
 def test_without_sdxl_it_can_be_asked_only(disk, parts, tmp_path):
-    options = {"tokenizer": disk.tokenizer, "hierarchical": disk.convnext, "mask_decoder": disk.mask2former, **OPTIONS}
-    assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", **options)
+    given = {"tokenizer": disk.tokenizer, "hierarchical": disk.convnext, "mask_decoder": disk.mask2former}
+    assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", **given, options=OPTIONS)
     pipe = FocusUnderstandPipeline.from_pretrained(tmp_path / "out")
     assert len(pipe.understand(np.zeros((64, 64, 3), np.uint8), "What is this?", max_new_tokens=2).text) == 1
     assert (tmp_path / "out" / "mask_decoder" / "config.json").is_file()  # for the training
@@ -78,7 +81,7 @@ def test_without_sdxl_it_can_be_asked_only(disk, parts, tmp_path):
 def test_query_tokens_are_added_to_a_converted_encoder(disk, tmp_path):
     """As conversion/README.md says."""
     sources = (disk.tokenizer, disk.language_model, disk.decoder)
-    convert_illume_plus(*sources, tmp_path / "out", hierarchical=disk.convnext, **OPTIONS)
+    convert_illume_plus(*sources, tmp_path / "out", hierarchical=disk.convnext, options=OPTIONS)
     old = FocusVisionEncoder.from_pretrained(tmp_path / "out" / "vision_encoder")
     own = {k: v for k, v in old.config.items() if k[0] != "_"}
     new = FocusVisionEncoder(**own | {"num_query_tokens": 4, "region_slots": True})

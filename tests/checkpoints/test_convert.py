@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,12 +61,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def run(disk: SimpleNamespace, output: Path, **options: Any) -> dict[str, Any]:
-    sources = (
-        options.pop("tokenizer", disk.tokenizer),
-        options.pop("language_model", disk.language_model),
-        options.pop("decoder", disk.decoder),
-    )
-    return convert_illume_plus(*sources, output, **{**OPTIONS, **options})
+    names = ("tokenizer", "language_model", "decoder", "hierarchical", "mask_decoder")
+    sources = {name: options.pop(name, getattr(disk, name, None)) for name in names}
+    return convert_illume_plus(**sources, output=output, options=replace(OPTIONS, **options))
 
 
 @pytest.fixture(scope="module", params=["plain", "with parts for training"])
@@ -330,6 +328,44 @@ def test_an_old_tokenizer_layout_is_read_too(disk, tmp_path):
     assert back(text).input_ids == words()(text).input_ids
 
 
+def test_weights_of_later_stages_go_over_the_model_s(disk, tmp_path):
+    """As ILLUME+'s loader does: the projectors' file, then that of all that was trained."""
+    folder, weights = tmp_path / "language_model", originals.illume_plus()
+    shutil.copytree(disk.language_model, folder)
+    projectors = {key: value * 2 for key, value in weights.items() if ".mm_projector." in key}
+    bias, norm = "model.mm_projector.projector_2.0.bias", "model.norm.weight"
+    torch.save(projectors, folder / "mm_projector.bin")
+    torch.save({bias: weights[bias] * 3, norm: weights[norm] * 3}, folder / "trainables.bin")
+    report = run(disk, tmp_path / "out", language_model=folder)
+    assert report["origins"]["language_model"]["tensors"] == len(weights)
+    assert [note[-50:] for note in report["origins"]["language_model"]["notes"]] == [
+        f"{count} tensors are those of {name}, {count} of them instead of the model's"[-50:]
+        for count, name in ((len(projectors), "mm_projector.bin"), (2, "trainables.bin"))
+    ]
+    vision = load_file(tmp_path / "out" / "vision_encoder" / "diffusion_pytorch_model.safetensors")
+    words = load_file(tmp_path / "out" / "language_model" / "model.safetensors")
+    for key, value in projectors.items():
+        own = key.replace("model.mm_projector.projector_1", "vision_projector")
+        own = own.replace("model.mm_projector.projector_2", "pixel_projector")
+        assert torch.equal(vision[own], weights[key] * 3 if key == bias else value), key
+    assert torch.equal(words[norm], weights[norm] * 3)
+    assert torch.equal(words["model.layers.0.input_layernorm.weight"], weights["model.layers.0.input_layernorm.weight"])
+    torch.save({norm: torch.ones(3)}, folder / "trainables.bin")
+    with pytest.raises(ValueError, match=r"1 tensors of trainables.bin .* other shapes .*model.norm.weight: \(3,\)"):
+        run(disk, tmp_path / "other", language_model=folder)
+
+
+def test_checkpoints_that_bring_their_own_code_are_refused(disk, tmp_path):
+    """ILLUME+'s "-hf" form, even where its names happen to be known."""
+    folder = tmp_path / "illume_plus-3b-hf"
+    shutil.copytree(disk.language_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "auto_map": {"AutoModel": "modeling_illume.IllumeModel"}})
+    with pytest.raises(ValueError, match="illume_plus-3b-hf.*-hf.*Take .*illume_plus-qwen2_5-3b or -7b"):
+        run(disk, tmp_path / "out", language_model=folder)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_writes_nothing(disk, tmp_path):
     report = run(disk, tmp_path / "out", dry_run=True)
     assert report["counts"]["sources"] == len(report["sources"]) and report["bytes"] > 0
@@ -435,7 +471,7 @@ def kill(self, subfolder, *args, **kwargs):
     write(self, subfolder, *args, **kwargs)
 FolderWriter.write_shards = kill
 convert.convert_illume_plus({str(disk.tokenizer)!r}, {str(disk.language_model)!r}, {str(disk.decoder)!r},
-                            {str(tmp_path / "out")!r}, progress=False, buckets={OPTIONS["buckets"]!r})
+                            {str(tmp_path / "out")!r}, options=convert.ConvertOptions(progress=False, buckets={OPTIONS.buckets!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "src"}, check=False)
     assert done.returncode == -signal.SIGKILL
