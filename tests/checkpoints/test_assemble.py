@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +107,39 @@ def test_the_command_line_converts_both_ways(disk, tmp_path, capsys):
     back = ["--pipeline", str(tmp_path / "out"), "--output", str(tmp_path / "back"), "--which", "decoder"]
     assert main(["convert", "to-original", *back]) == 0
     assert (tmp_path / "back" / "decoder" / "vae" / "config.json").is_file()
+
+
+def test_the_commands_of_the_readme_run(disk, parts, root, tmp_path, monkeypatch):
+    """Every one of them, on small originals under the names it uses."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "originals").mkdir()
+    mask2former = tmp_path / "mask2former"
+    mask2former.mkdir()
+    (mask2former / "pytorch_model.bin").symlink_to(disk.mask2former)
+    (mask2former / "config.json").write_text('{"num_attention_heads": 4}')
+    (tmp_path / "convnext").mkdir()
+    (tmp_path / "convnext" / "pytorch_model.bin").symlink_to(disk.convnext)
+    places = {"dualvitok": disk.tokenizer, "illume_plus-3b": disk.language_model, "decoder": disk.decoder}
+    places |= {"qwen": parts.language_model, "qwen-vl": parts.vision_tower, "sdxl": parts.sdxl}
+    places |= {"convnext": tmp_path / "convnext", "mask2former": mask2former}
+    for name, place in places.items():
+        (tmp_path / "originals" / name).symlink_to(place)
+    text = (root / "conversion" / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.partition("  #")[0].split() for line in text.splitlines() if line.startswith("python conversion/")]
+    assert len(commands) == 5
+    first = commands[0]
+    for _, script, *given in commands:
+        if given[0] == "...":  # the first conversion with more sources
+            given = [*first[2 : first.index("--output")], *given[1:]]
+        kind = {"convert_illume_plus": "illume-plus", "assemble_focus": "assemble"}.get(
+            Path(script).stem, "to-original"
+        )
+        assert (root / script).is_file()
+        if kind == "assemble":
+            given = [one.replace("pipelines/start", "pipelines/assembled") for one in given]
+        assert main(["convert", kind, *given]) == 0, given
+    assert {path.name for path in (tmp_path / "pipelines").iterdir()} == {"illume-plus-3b", "start", "assembled"}
+    assert (tmp_path / "originals-again" / "decoder" / "unet" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["convert_illume_plus", "assemble_focus", "convert_focus_to_original"])

@@ -242,7 +242,7 @@ def test_the_report_lists_every_key_and_parameter(pipe, converted, disk):
 def test_the_card_says_where_parts_come_from_and_what_is_untrained(converted):
     card = (converted.folder / "README.md").read_text()
     assert "Apache-2.0" in card and "RAIL" in card and "`mask_conditioner.proj_out`" in card
-    assert ("MIT" in card and "`vision_encoder.fusion`" in card) == bool(converted.parts)
+    assert ("MIT" in card and "CC BY-NC" in card and "`vision_encoder.fusion`" in card) == bool(converted.parts)
     for text in (card, (converted.folder / "conversion_report.json").read_text()):
         assert str(converted.folder.parent) not in text
 

@@ -2,7 +2,8 @@
 
 A source is a file or folder as it is published: one weights file, a sharded folder, or a diffusers folder whose parts lie
 in subfolders. Nothing is loaded before it is read; every tensor that is read is checked for NaN. Licences are those the
-publishers state (September 2025); the card of a converted pipeline repeats them.
+publishers state, as seen in their repositories and on the Hub (of ILLUME+ the code's, its models' own pages were not seen);
+the card of a converted pipeline repeats them.
 """
 
 from __future__ import annotations
@@ -39,23 +40,31 @@ _CONFIG_FILES = (
     "scheduler/scheduler_config.json",
     "generation_config.json",
 )
-_SDXL = "CreativeML Open RAIL++-M"
+_SDXL = "CreativeML Open RAIL++-M (openrail++)"
+_MASK2FORMER = "CC BY-NC 4.0, not for commercial use (its model zoo; the code is MIT)"
+_TIMM = "as its model card says (timm/convnext_large.fb_in22k and its kin: Apache-2.0)"
 
 # Family -> (what it is, licence).
 ORIGINS: dict[str, tuple[str, str]] = {
-    "dualvitok": ("ILLUME+ visual tokenizer (DualViTok)", "Apache-2.0"),
-    "illume_plus": ("ILLUME+ language model with its vision tower", "Apache-2.0"),
+    "dualvitok": ("ILLUME+ visual tokenizer (DualViTok)", "Apache-2.0; its vision tower is Qwen2-VL's, Apache-2.0"),
+    "illume_plus": (
+        "ILLUME+ language model with its vision tower",
+        "Apache-2.0; Qwen2.5, of which it is made: 7B Apache-2.0, 3B Qwen Research License (not for commercial use)",
+    ),
     "illume_plus_decoder": ("ILLUME+ diffusion decoder, made from SDXL", f"Apache-2.0; SDXL itself: {_SDXL}"),
     "sdxl": ("Stable Diffusion XL base", _SDXL),
-    "qwen2_5": ("Qwen2.5", "that of its size: 3B Qwen Research License, 0.5B to 32B otherwise Apache-2.0"),
+    "qwen2_5": (
+        "Qwen2.5",
+        "3B: Qwen Research License (not for commercial use); 72B: Qwen License; other sizes: Apache-2.0",
+    ),
     "qwen2_vl_vision": ("Qwen2-VL's vision tower", "Apache-2.0 (2B and 7B)"),
-    "convnext_open_clip": ("ConvNeXt of an OpenCLIP model", "MIT"),
-    "convnext_timm": ("ConvNeXt, timm", "Apache-2.0 or as its model card says"),
-    "convnext_transformers": ("ConvNeXt, transformers", "Apache-2.0 or as its model card says"),
-    "mask2former": ("Mask2Former", "MIT code; weights as its model zoo says"),
-    "mask2former_transformers": ("Mask2Former, transformers", "MIT code; weights as its model card says"),
-    "fc_clip": ("FC-CLIP", "Apache-2.0"),
-    "hyperseg": ("HyperSeg or PSALM", "Apache-2.0"),
+    "convnext_open_clip": ("ConvNeXt of an OpenCLIP model", "MIT (LAION's models)"),
+    "convnext_timm": ("ConvNeXt, timm", _TIMM),
+    "convnext_transformers": ("ConvNeXt, transformers", "as its model card says (facebook/convnext-*: Apache-2.0)"),
+    "mask2former": ("Mask2Former", _MASK2FORMER),
+    "mask2former_transformers": ("Mask2Former, transformers", _MASK2FORMER),
+    "fc_clip": ("FC-CLIP", "Apache-2.0; its ConvNeXt is OpenCLIP's, MIT"),
+    "hyperseg": ("HyperSeg or PSALM", f"Apache-2.0; their mask decoders began as Mask2Former's, {_MASK2FORMER}"),
 }
 
 
