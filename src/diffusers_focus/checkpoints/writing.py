@@ -166,7 +166,7 @@ class FolderWriter:
     def require_space(self, nbytes: int) -> None:
         """Raise OSError unless a folder of so many bytes of weights fits, less the shards that are there to go on with."""
         kept = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self._resume else 0
-        require_space(self.folder, max(0, nbytes - kept))
+        require_space(self.output.parent, max(0, nbytes - kept))
 
     def write_shards(
         self,
@@ -207,7 +207,7 @@ class FolderWriter:
                 )
         self._check_plan(f"{Path(subfolder).as_posix()}/{weights_name}", shards, infos)
         kept = [shard for shard in shards if self._is_complete(shard)]
-        require_space(self.folder, sum(shard.nbytes for shard in shards if shard not in kept) + _SPACE_MARGIN)
+        require_space(self.output.parent, sum(shard.nbytes for shard in shards if shard not in kept) + _SPACE_MARGIN)
         for shard in shards:
             self._shards[shard.name] = shard
             if shard in kept:
