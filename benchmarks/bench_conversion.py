@@ -284,7 +284,7 @@ def component_classes() -> dict[str, Callable[[dict[str, Any]], torch.nn.Module]
     return made
 
 
-def load(folder: Path, originals: Path) -> dict[str, Any]:
+def load(folder: Path, size: str) -> dict[str, Any]:
     """Load a converted pipeline on the meta device, strictly, with mapped weights, and compare some with the originals.
 
     Returns:
@@ -292,7 +292,7 @@ def load(folder: Path, originals: Path) -> dict[str, Any]:
     """
     report = json.loads((folder / "conversion_report.json").read_text())
     found: dict[str, Any] = {"components": {}}
-    kept = []
+    states = {}
     for name, make in component_classes().items():
         with torch.device("meta"):
             model = make(json.loads((folder / name / "config.json").read_text()))
@@ -309,27 +309,19 @@ def load(folder: Path, originals: Path) -> dict[str, Any]:
                 f"{name}: {len(unexpected)} tensors too many, {len(on_meta)} without values: {on_meta[:3]}"
             )
         found["components"][name] = {"tensors": len(state), "tied": len(missing)}
-        kept.append((name, model.state_dict()))
-    found["compared"] = compare(report, dict(kept), originals)
+        states[name] = model.state_dict()
+    found["compared"] = compare(report, states, size)
     return found
 
 
-def compare(report: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]], originals: Path) -> int:
+def compare(report: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]], size: str) -> int:
     """Compare 20 tensors of every original, and the largest of each, with what became of them.
 
     Raises:
         RuntimeError: one differs.
     """
-    values, shapes = RandomValues(), {"tokenizer": listed("dualvitok")}
-    size = next(
-        size
-        for size in LANGUAGE_MODELS
-        if report["origins"]["language_model"]["tensors"] == len(listed(f"illume_plus_{size}"))
-    )
-    shapes["language_model"] = listed(f"illume_plus_{size}")
+    values, shapes = RandomValues(), {"tokenizer": listed("dualvitok"), "language_model": listed(f"illume_plus_{size}")}
     shapes["decoder"] = {f"{p}.{key}": shape for p in ("unet", "vae") for key, shape in decoder_shapes(p).items()}
-    if any(not (originals / role).is_dir() for role in shapes):
-        raise RuntimeError(f"{originals} is not complete")
     choose = random.Random(0)
     count = 0
     for role, names in shapes.items():
@@ -346,7 +338,7 @@ def compare(report: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.T
     return count
 
 
-def measure(size: str, place: Path) -> dict[str, Any]:
+def measure(size: str, place: Path, repeats: int) -> dict[str, Any]:
     """All figures of one size."""
     originals, output, log = place / "originals", place / "pipeline", place / "log.txt"
     print(f"{size}: writing originals", flush=True)
@@ -356,18 +348,18 @@ def measure(size: str, place: Path) -> dict[str, Any]:
     for role in ("tokenizer", "language-model", "decoder"):
         arguments += [f"--{role}", str(originals / role.replace("-", "_"))]
     found: dict[str, Any] = {
-        "originals": {
-            role: len(list((originals / role).rglob("*"))) for role in ("tokenizer", "language_model", "decoder")
-        },
         "gib": round(nbytes / GIB, 2),
         "language_model_files": LANGUAGE_MODELS[size]["files"],
         "dry_run": watched([*arguments, "--dry-run"], log),
     }
-    print(f"{size}: plain copy", flush=True)
-    copies = [copy(originals, place / "copy")]
-    forget(originals)
-    print(f"{size}: converting ({copies[0]['seconds']} s for the copy)", flush=True)
-    found["conversion"] = watched(arguments, log)
+    copies, conversions = [copy(originals, place / "copy")], []
+    for number in range(repeats):
+        print(f"{size}: converting ({copies[-1]['seconds']} s for a copy)", flush=True)
+        forget(originals)
+        conversions.append(watched(arguments, log))
+        if number < repeats - 1:
+            shutil.rmtree(output)
+            copies.append(copy(originals, place / "copy"))
     report = json.loads((output / "conversion_report.json").read_text())
     new = {name.partition(".")[0] for name, entry in report["targets"].items() if "initialised" in entry}
     found["keys"] = {
@@ -378,15 +370,19 @@ def measure(size: str, place: Path) -> dict[str, Any]:
         "initialised": report["counts"]["initialised"],
         "initialised_components": sorted(new),
     }
-    print(f"{size}: loading ({found['conversion']['seconds']} s for the conversion)", flush=True)
-    found["load"] = watched([__file__, "--load", str(output), "--folder", str(originals)], log)
+    print(f"{size}: loading ({conversions[-1]['seconds']} s for the conversion)", flush=True)
+    found["load"] = watched([__file__, "--load", str(output), "--sizes", size], log)
     found["load"] |= json.loads(log.read_text().splitlines()[-1])
     shutil.rmtree(output)
     copies.append(copy(originals, place / "copy"))
     shutil.rmtree(originals)
-    found["copies"] = copies
-    mean = sum(one["seconds"] for one in copies) / len(copies)
-    found["ratio_to_copy"] = round(found["conversion"]["seconds"] / mean, 2)
+    found |= {"copies": copies, "conversions": conversions}
+    found["ratios_to_copy"] = [  # each conversion to the copies before and after it
+        round(2 * one["seconds"] / (before["seconds"] + after["seconds"]), 2)
+        for one, before, after in zip(conversions, copies, copies[1:])
+    ]
+    best = min(one["seconds"] for one in conversions), min(one["seconds"] for one in copies)
+    found["ratio_of_fastest"] = round(best[0] / best[1], 2)
     return found
 
 
@@ -408,16 +404,27 @@ def text_of(result: Mapping[str, Any]) -> str:
         lines.append(f"| {title} | " + " | ".join(cell(one) for one in result["sizes"].values()) + " |")
 
     row("originals (bfloat16)", lambda one: f"{one['gib']:.1f} GiB, language model as .{one['language_model_files']}")
-    row("plain copy, before and after", lambda one: " and ".join(f"{c['seconds']:.0f} s" for c in one["copies"]))
-    row("conversion, start of Python included", lambda one: f"{one['conversion']['seconds']:.0f} s")
-    row("**ratio to the plain copy** (at most 2)", lambda one: f"**{one['ratio_to_copy']:.2f}**")
+
+    def seconds(parts: list[dict[str, Any]], key: str = "seconds") -> str:
+        return ", ".join(f"{part[key]:.0f}" for part in parts)
+
+    row("plain copies, seconds", lambda one: seconds(one["copies"]))
+    row("conversions between them, start of Python included, seconds", lambda one: seconds(one["conversions"]))
     row(
-        "processor seconds, copy / conversion",
-        lambda one: f"{one['copies'][0]['cpu_seconds']:.0f} / {one['conversion']['cpu_seconds']:.0f}",
+        "**ratio, each to its neighbours** (at most 2)", lambda one: f"**{', '.join(map(str, one['ratios_to_copy']))}**"
     )
+    row("ratio of the fastest", lambda one: str(one["ratio_of_fastest"]))
+    row("processor seconds of copies", lambda one: seconds(one["copies"], "cpu_seconds"))
+    row("processor seconds of conversions", lambda one: seconds(one["conversions"], "cpu_seconds"))
     row("dry run (start, names, shapes)", lambda one: f"{one['dry_run']['seconds']:.0f} s")
-    row("**peak anonymous memory** (at most 4)", lambda one: f"**{one['conversion']['peak_anonymous_gib']:.2f} GiB**")
-    row("mapped pages of files, at most", lambda one: f"{one['conversion']['peak_file_backed_gib']:.1f} GiB")
+    row(
+        "**peak anonymous memory** (at most 4)",
+        lambda one: f"**{max(c['peak_anonymous_gib'] for c in one['conversions']):.2f} GiB**",
+    )
+    row(
+        "mapped pages of files, at most",
+        lambda one: f"{max(c['peak_file_backed_gib'] for c in one['conversions']):.1f} GiB",
+    )
     row(
         "source tensors / dropped / unmatched",
         lambda one: " / ".join(str(one["keys"][k]) for k in ("sources", "dropped", "unmatched")),
@@ -445,7 +452,7 @@ def main() -> int:
     parser.add_argument("--load", metavar="DIR", help=argparse.SUPPRESS)  # the part that runs in a process of its own
     args = parser.parse_args()
     if args.load:
-        print(json.dumps(load(Path(args.load), Path(args.folder))))
+        print(json.dumps(load(Path(args.load), args.sizes[0])))
         return 0
     needed, free = max(map(bytes_needed, args.sizes)) * 2 + 2**30, shutil.disk_usage(args.folder).free
     if free < needed:
@@ -463,7 +470,7 @@ def main() -> int:
     }
     for size in args.sizes:
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-conversion-") as place:
-            result["sizes"][size] = measure(size, Path(place))
+            result["sizes"][size] = measure(size, Path(place), args.repeats)
     name = "conversion_" + re.sub(r"[^a-z0-9]+", "-", hardware()["processor"].lower()).strip("-") + f"_{result['date']}"
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
