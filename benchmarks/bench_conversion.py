@@ -445,6 +445,7 @@ def main() -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=tuple(LANGUAGE_MODELS), default=list(LANGUAGE_MODELS))
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="conversions of each size")
     parser.add_argument(
         "--folder", metavar="DIR", default=tempfile.gettempdir(), help="where to work (a disk, not memory)"
     )

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -401,6 +402,49 @@ def test_missing_wrong_and_nan_sources_are_told(disk, tmp_path):
     with pytest.raises(ValueError, match="tokenizer: pixel_quant_conv.bias.*1 NaN"):
         run(disk, tmp_path / "out", tokenizer=broken)
     assert not (tmp_path / "out").exists()
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was_run",)
+
+
+def _damage(kind: str, tokenizer: Path, language_model: Path) -> None:
+    weights, file = originals.dualvitok(), tokenizer / "pytorch_model.bin"
+    if kind == "missing shard":
+        (language_model / "model-00002-of-00002.safetensors").unlink()
+    elif kind == "cut short":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif kind == "code":
+        file.write_bytes(pickle.dumps({"weight": _RunsCode()}))
+    elif kind == "shape":
+        torch.save({**weights, "pixel_quant_conv.bias": torch.ones(3)}, file)
+    else:
+        weights["pixel_decoder.conv_out.bias"][0] = math.inf
+        torch.save(weights, file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("missing shard", FileNotFoundError, "1 of the 2 shards .* model-00002-of-00002.safetensors"),
+        ("cut short", ValueError, "cut short"),
+        ("code", ValueError, r"refused, nothing of it was run: .*mkdir"),
+        ("shape", ValueError, r"pixel_quant_conv.bias .*does not fit"),
+        ("infinite", ValueError, "tokenizer: pixel_decoder.conv_out.bias.* 1 infinite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*plain pickle")
+def test_damaged_originals_leave_an_old_output_as_it_is(disk, tmp_path, monkeypatch, kind, error, says):
+    monkeypatch.chdir(tmp_path)
+    folders = {"tokenizer": tmp_path / "tokenizer", "language_model": tmp_path / "language_model"}
+    for name, folder in folders.items():
+        shutil.copytree(getattr(disk, name), folder)
+    _damage(kind, **folders)
+    write_json(tmp_path / "out" / "mine.json", {"old": True})
+    with pytest.raises(error, match=says):
+        run(disk, tmp_path / "out", overwrite=True, **folders)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.json"] and not Path("was_run").exists()
 
 
 def test_unmatched_keys_are_an_error_unless_partial(disk, tmp_path):
