@@ -310,7 +310,7 @@ def _check_codes(components: Mapping[str, Any]) -> None:
 def _check_vocabulary(files: Sequence[Path], components: Mapping[str, Any]) -> None:
     """The words' tokenizer must have the visual tokens, as many as there are codes."""
     whole = next((path for path in files if path.name == "tokenizer.json"), None)
-    # With 131,111 added tokens the class of transformers takes ten seconds more to load, for nothing that is read here.
+    # With 131,111 added tokens the class of transformers takes four seconds more to load, for nothing that is read here.
     words = Qwen2Tokenizer.from_pretrained(files[0].parent) if whole is None else Tokenizer.from_file(str(whole))
     vocabulary = FocusVocabulary.from_tokenizer(
         words, embedding_rows=components["language_model"]["vocab_size"], tag_step=layout.TAG_STEP
