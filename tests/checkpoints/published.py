@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from diffusers_focus.checkpoints.convert import ConvertOptions
 from diffusers_focus.processing.vocabulary import CHAT_TOKENS, END_OF_TURN, START_OF_TURN, extend_tokenizer
 
 from tests.checkpoints import originals
 
 SIZE = (256, 256)  # the token resolution that the recordings use
 HEADS = {"mask_decoder": {"num_heads": 4}}  # what no file of the small mask decoder says
-OPTIONS: dict[str, Any] = {"progress": False, "buckets": [list(SIZE)], "configs": HEADS}
+OPTIONS = ConvertOptions(progress=False, buckets=[list(SIZE)], configs=HEADS)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +40,7 @@ def test_focus_is_assembled_from_parts(disk, parts, tmp_path):
         mask_decoder=disk.mask2former,
         sdxl=parts.sdxl,
         tokenizer=disk.tokenizer,
-        **OPTIONS,
+        options=OPTIONS,
     )
     pipe = FocusPipeline.from_pretrained(tmp_path / "out")
     assert pipe.image_processor.prompt_style == "focus" and pipe.vision_encoder.query_adapter is not None
@@ -61,15 +63,17 @@ def test_focus_is_assembled_from_parts(disk, parts, tmp_path):
 
 
 def test_parts_that_are_not_given_are_listed_as_new(parts, tmp_path):
-    report = assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", dry_run=True, **OPTIONS)
+    report = assemble_focus(
+        parts.language_model, parts.vision_tower, tmp_path / "out", options=replace(OPTIONS, dry_run=True)
+    )
     new = {name.split(".")[0] for name, entry in report["targets"].items() if "initialised" in entry}
     assert new == {"vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner"}
     assert "unet.conv_in.weight" not in report["targets"]
 
 
 def test_without_sdxl_it_can_be_asked_only(disk, parts, tmp_path):
-    options = {"tokenizer": disk.tokenizer, "hierarchical": disk.convnext, "mask_decoder": disk.mask2former, **OPTIONS}
-    assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", **options)
+    given = {"tokenizer": disk.tokenizer, "hierarchical": disk.convnext, "mask_decoder": disk.mask2former}
+    assemble_focus(parts.language_model, parts.vision_tower, tmp_path / "out", **given, options=OPTIONS)
     pipe = FocusUnderstandPipeline.from_pretrained(tmp_path / "out")
     assert len(pipe.understand(np.zeros((64, 64, 3), np.uint8), "What is this?", max_new_tokens=2).text) == 1
     assert (tmp_path / "out" / "mask_decoder" / "config.json").is_file()  # for the training
@@ -78,7 +82,7 @@ def test_without_sdxl_it_can_be_asked_only(disk, parts, tmp_path):
 def test_query_tokens_are_added_to_a_converted_encoder(disk, tmp_path):
     """As conversion/README.md says."""
     sources = (disk.tokenizer, disk.language_model, disk.decoder)
-    convert_illume_plus(*sources, tmp_path / "out", hierarchical=disk.convnext, **OPTIONS)
+    convert_illume_plus(*sources, tmp_path / "out", hierarchical=disk.convnext, options=OPTIONS)
     old = FocusVisionEncoder.from_pretrained(tmp_path / "out" / "vision_encoder")
     own = {k: v for k, v in old.config.items() if k[0] != "_"}
     new = FocusVisionEncoder(**own | {"num_query_tokens": 4, "region_slots": True})
@@ -103,6 +107,39 @@ def test_the_command_line_converts_both_ways(disk, tmp_path, capsys):
     back = ["--pipeline", str(tmp_path / "out"), "--output", str(tmp_path / "back"), "--which", "decoder"]
     assert main(["convert", "to-original", *back]) == 0
     assert (tmp_path / "back" / "decoder" / "vae" / "config.json").is_file()
+
+
+def test_the_commands_of_the_readme_run(disk, parts, root, tmp_path, monkeypatch):
+    """Every one of them, on small originals under the names it uses."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "originals").mkdir()
+    mask2former = tmp_path / "mask2former"
+    mask2former.mkdir()
+    (mask2former / "pytorch_model.bin").symlink_to(disk.mask2former)
+    (mask2former / "config.json").write_text('{"num_attention_heads": 4}')
+    (tmp_path / "convnext").mkdir()
+    (tmp_path / "convnext" / "pytorch_model.bin").symlink_to(disk.convnext)
+    places = {"dualvitok": disk.tokenizer, "illume_plus-3b": disk.language_model, "decoder": disk.decoder}
+    places |= {"qwen": parts.language_model, "qwen-vl": parts.vision_tower, "sdxl": parts.sdxl}
+    places |= {"convnext": tmp_path / "convnext", "mask2former": mask2former}
+    for name, place in places.items():
+        (tmp_path / "originals" / name).symlink_to(place)
+    text = (root / "conversion" / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.partition("  #")[0].split() for line in text.splitlines() if line.startswith("python conversion/")]
+    assert len(commands) == 5
+    first = commands[0]
+    for _, script, *given in commands:
+        if given[0] == "...":  # the first conversion with more sources
+            given = [*first[2 : first.index("--output")], *given[1:]]
+        kind = {"convert_illume_plus": "illume-plus", "assemble_focus": "assemble"}.get(
+            Path(script).stem, "to-original"
+        )
+        assert (root / script).is_file()
+        if kind == "assemble":
+            given = [one.replace("pipelines/start", "pipelines/assembled") for one in given]
+        assert main(["convert", kind, *given]) == 0, given
+    assert {path.name for path in (tmp_path / "pipelines").iterdir()} == {"illume-plus-3b", "start", "assembled"}
+    assert (tmp_path / "originals-again" / "decoder" / "unet" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["convert_illume_plus", "assemble_focus", "convert_focus_to_original"])

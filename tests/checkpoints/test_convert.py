@@ -9,10 +9,12 @@ import inspect
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,12 +62,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def run(disk: SimpleNamespace, output: Path, **options: Any) -> dict[str, Any]:
-    sources = (
-        options.pop("tokenizer", disk.tokenizer),
-        options.pop("language_model", disk.language_model),
-        options.pop("decoder", disk.decoder),
-    )
-    return convert_illume_plus(*sources, output, **{**OPTIONS, **options})
+    names = ("tokenizer", "language_model", "decoder", "hierarchical", "mask_decoder")
+    sources = {name: options.pop(name, getattr(disk, name, None)) for name in names}
+    return convert_illume_plus(**sources, output=output, options=replace(OPTIONS, **options))
 
 
 @pytest.fixture(scope="module", params=["plain", "with parts for training"])
@@ -244,7 +243,7 @@ def test_the_report_lists_every_key_and_parameter(pipe, converted, disk):
 def test_the_card_says_where_parts_come_from_and_what_is_untrained(converted):
     card = (converted.folder / "README.md").read_text()
     assert "Apache-2.0" in card and "RAIL" in card and "`mask_conditioner.proj_out`" in card
-    assert ("MIT" in card and "`vision_encoder.fusion`" in card) == bool(converted.parts)
+    assert ("MIT" in card and "CC BY-NC" in card and "`vision_encoder.fusion`" in card) == bool(converted.parts)
     for text in (card, (converted.folder / "conversion_report.json").read_text()):
         assert str(converted.folder.parent) not in text
 
@@ -330,6 +329,44 @@ def test_an_old_tokenizer_layout_is_read_too(disk, tmp_path):
     assert back(text).input_ids == words()(text).input_ids
 
 
+def test_weights_of_later_stages_go_over_the_model_s(disk, tmp_path):
+    """As ILLUME+'s loader does: the projectors' file, then that of all that was trained."""
+    folder, weights = tmp_path / "language_model", originals.illume_plus()
+    shutil.copytree(disk.language_model, folder)
+    projectors = {key: value * 2 for key, value in weights.items() if ".mm_projector." in key}
+    bias, norm = "model.mm_projector.projector_2.0.bias", "model.norm.weight"
+    torch.save(projectors, folder / "mm_projector.bin")
+    torch.save({bias: weights[bias] * 3, norm: weights[norm] * 3}, folder / "trainables.bin")
+    report = run(disk, tmp_path / "out", language_model=folder)
+    assert report["origins"]["language_model"]["tensors"] == len(weights)
+    assert [note[-50:] for note in report["origins"]["language_model"]["notes"]] == [
+        f"{count} tensors are those of {name}, {count} of them instead of the model's"[-50:]
+        for count, name in ((len(projectors), "mm_projector.bin"), (2, "trainables.bin"))
+    ]
+    vision = load_file(tmp_path / "out" / "vision_encoder" / "diffusion_pytorch_model.safetensors")
+    words = load_file(tmp_path / "out" / "language_model" / "model.safetensors")
+    for key, value in projectors.items():
+        own = key.replace("model.mm_projector.projector_1", "vision_projector")
+        own = own.replace("model.mm_projector.projector_2", "pixel_projector")
+        assert torch.equal(vision[own], weights[key] * 3 if key == bias else value), key
+    assert torch.equal(words[norm], weights[norm] * 3)
+    assert torch.equal(words["model.layers.0.input_layernorm.weight"], weights["model.layers.0.input_layernorm.weight"])
+    torch.save({norm: torch.ones(3)}, folder / "trainables.bin")
+    with pytest.raises(ValueError, match=r"1 tensors of trainables.bin .* other shapes .*model.norm.weight: \(3,\)"):
+        run(disk, tmp_path / "other", language_model=folder)
+
+
+def test_checkpoints_that_bring_their_own_code_are_refused(disk, tmp_path):
+    """ILLUME+'s "-hf" form, even where its names happen to be known."""
+    folder = tmp_path / "illume_plus-3b-hf"
+    shutil.copytree(disk.language_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "auto_map": {"AutoModel": "modeling_illume.IllumeModel"}})
+    with pytest.raises(ValueError, match="illume_plus-3b-hf.*-hf.*Take .*illume_plus-qwen2_5-3b or -7b"):
+        run(disk, tmp_path / "out", language_model=folder)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_writes_nothing(disk, tmp_path):
     report = run(disk, tmp_path / "out", dry_run=True)
     assert report["counts"]["sources"] == len(report["sources"]) and report["bytes"] > 0
@@ -365,6 +402,49 @@ def test_missing_wrong_and_nan_sources_are_told(disk, tmp_path):
     with pytest.raises(ValueError, match="tokenizer: pixel_quant_conv.bias.*1 NaN"):
         run(disk, tmp_path / "out", tokenizer=broken)
     assert not (tmp_path / "out").exists()
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was_run",)
+
+
+def _damage(kind: str, tokenizer: Path, language_model: Path) -> None:
+    weights, file = originals.dualvitok(), tokenizer / "pytorch_model.bin"
+    if kind == "missing shard":
+        (language_model / "model-00002-of-00002.safetensors").unlink()
+    elif kind == "cut short":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif kind == "code":
+        file.write_bytes(pickle.dumps({"weight": _RunsCode()}))
+    elif kind == "shape":
+        torch.save({**weights, "pixel_quant_conv.bias": torch.ones(3)}, file)
+    else:
+        weights["pixel_decoder.conv_out.bias"][0] = math.inf
+        torch.save(weights, file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("missing shard", FileNotFoundError, "1 of the 2 shards .* model-00002-of-00002.safetensors"),
+        ("cut short", ValueError, "cut short"),
+        ("code", ValueError, r"refused, nothing of it was run: .*mkdir"),
+        ("shape", ValueError, r"pixel_quant_conv.bias .*does not fit"),
+        ("infinite", ValueError, "tokenizer: pixel_decoder.conv_out.bias.* 1 infinite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*plain pickle")
+def test_damaged_originals_leave_an_old_output_as_it_is(disk, tmp_path, monkeypatch, kind, error, says):
+    monkeypatch.chdir(tmp_path)
+    folders = {"tokenizer": tmp_path / "tokenizer", "language_model": tmp_path / "language_model"}
+    for name, folder in folders.items():
+        shutil.copytree(getattr(disk, name), folder)
+    _damage(kind, **folders)
+    write_json(tmp_path / "out" / "mine.json", {"old": True})
+    with pytest.raises(error, match=says):
+        run(disk, tmp_path / "out", overwrite=True, **folders)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.json"] and not Path("was_run").exists()
 
 
 def test_unmatched_keys_are_an_error_unless_partial(disk, tmp_path):
@@ -435,7 +515,7 @@ def kill(self, subfolder, *args, **kwargs):
     write(self, subfolder, *args, **kwargs)
 FolderWriter.write_shards = kill
 convert.convert_illume_plus({str(disk.tokenizer)!r}, {str(disk.language_model)!r}, {str(disk.decoder)!r},
-                            {str(tmp_path / "out")!r}, progress=False, buckets={OPTIONS["buckets"]!r})
+                            {str(tmp_path / "out")!r}, options=convert.ConvertOptions(progress=False, buckets={OPTIONS.buckets!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "src"}, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -5,7 +5,6 @@ Weights come through the converter; prompts, tokens and image blocks are ours.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from diffusers_focus.processing.grids import num_image_tokens, pixel_grid, seman
 from diffusers_focus.processing.images import FocusImageProcessor
 from diffusers_focus.processing.prompts import IMAGE, TEXT, render_prompt
 from diffusers_focus.processing.vocabulary import MARKERS, resolution_text
-from diffusers_focus.steps.encode import encode_tensors
+from diffusers_focus.steps.encode import FocusMixedEncoding, encode_tensors
 from diffusers_focus.steps.sequence import (
     FocusContext,
     batch_rows,
@@ -238,13 +237,10 @@ def test_cached_prefixes_and_suffixes_give_the_recorded_states(golden: Golden, c
         rows = [list(range(len(prompts)))]  # they share a prefix and stand side by side, padded
     for group in rows:
         first = prompts[group[0]]
-        pixels = [source.tensors[f"image.{name}.pixel_values"] for name in first.images]
-        if len({image.shape for image in pixels}) > 1:
-            pytest.skip("images of different sizes have no common encoding; how they are assembled is tested above")
-        encoding = None
-        if pixels:
-            encoding = encode_tensors(model, torch.cat(pixels))
-            encoding.inputs = replace(encoding.inputs, counts=(len(pixels),))
+        images = [encode_tensors(model, source.tensors[f"image.{name}.pixel_values"]) for name in first.images]
+        encoding = images[0] if images else None
+        if len(images) > 1:
+            encoding = FocusMixedEncoding(tuple(images), (len(images),))
         batch = batch_rows(model, [suffix_row(context, parts_of(source, prompts[row])[1]) for row in group])
         start, _, _ = embed_prefix(model, context, encoding, task=first.task)
         prefix = encode_prefix(model, context, encoding, task=first.task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -186,7 +185,9 @@ def test_report_has_checksums(tmp_path: Path) -> None:
     assert set(report["files"]) == {"README.md", "tokenizer/vocab.txt", f"unet/{WEIGHTS}"}
     for name, record in report["files"].items():
         content = (output / name).read_bytes()
-        assert record["bytes"] == len(content) and record["sha256"] == hashlib.sha256(content).hexdigest()
+        assert record["bytes"] == len(content)
+        assert record.get("crc32", f"{zlib.crc32(content):08x}") == f"{zlib.crc32(content):08x}"
+        assert ("tensors" if name.endswith(".safetensors") else "crc32") in record
     for key, checksum in report["files"][f"unet/{WEIGHTS}"]["tensors"].items():
         raw = tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         assert checksum == f"{zlib.crc32(raw):08x}"

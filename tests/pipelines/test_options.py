@@ -15,9 +15,11 @@ from diffusers import (
 from diffusers.callbacks import SDCFGCutoffCallback
 
 from diffusers_focus import Box, Mask, Point, Scribble
+from diffusers_focus.processing.prompts import UNDERSTAND
 from diffusers_focus.steps.encode import encode_tensors
+from diffusers_focus.steps.sequence import FocusContext, encode_prefix
 
-from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
+from tests.tiny import SIZE, disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,22 @@ def test_several_expressions_and_classes_per_image(pipe):
     assert [len(entry) for entry in out.masks] == [2, 1] and isinstance(out.text[0][1], str)
     named = pipe.segment(picture(), classes=["circle", "star"], **options)
     assert set(named.labels[0]) <= {"circle", "star"} and len(named.masks) == 1
+
+
+def test_images_of_one_question_keep_their_own_sizes(pipe):
+    square, wide = picture(0), picture(1, 48, 96)
+    asked = [[square, wide], [wide]]
+    seen = pipe._question_images(asked)
+    assert [image.size for image in seen.images] == [(SIZE, SIZE), (48, 96), (48, 96)] and seen.counts == (2, 1)
+    prefix = encode_prefix(pipe, FocusContext.of(pipe), seen, task=UNDERSTAND)
+    lengths = [encode_prefix(pipe, FocusContext.of(pipe), image, task=UNDERSTAND).length for image in seen.images]
+    alone = len(FocusContext.of(pipe).segments(FocusContext.of(pipe).style.prefix(0))[0].ids)
+    assert prefix.mask.sum(1).tolist() == [lengths[0] + lengths[1] - alone, lengths[2]]
+    answers = pipe.understand(asked, "how many?", max_new_tokens=3).text
+    again = [[pipe.encode_image(image) for image in group] for group in asked]
+    assert pipe.understand(again, "how many?", max_new_tokens=3).text == answers
+    with pytest.raises(ValueError, match="one image in its question"):
+        pipe.understand(asked, "how many?", region=Point(3, 3))
 
 
 def test_questions_may_have_several_images_or_none(pipe):

@@ -75,9 +75,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: As the conversions and the upload.
     """
+    from dataclasses import fields
+
     import torch
 
-    from .convert import assemble_focus, convert_illume_plus
+    from .convert import ConvertOptions, assemble_focus, convert_illume_plus
     from .hub import push_folder
     from .restore import convert_focus_to_original
 
@@ -90,8 +92,9 @@ def run(args: argparse.Namespace) -> None:
         given["pipeline_folder"] = given.pop("pipeline")
         convert_focus_to_original(**given, progress=sys.stderr.isatty())
     else:
+        how = {field.name: given.pop(field.name) for field in fields(ConvertOptions) if field.name in given}
         convert = convert_illume_plus if args.kind == "illume-plus" else assemble_focus
-        report = convert(**given, progress=sys.stderr.isatty())
+        report = convert(**given, options=ConvertOptions(**how, progress=sys.stderr.isatty()))
         for name, origin in report["origins"].items():
             print(f"{name:<16}{origin['family']:<28}{origin['tensors']:>6} tensors, {origin['bytes'] / 2**30:.2f} GiB")
         counts = report["counts"]

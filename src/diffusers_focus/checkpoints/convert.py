@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
@@ -39,6 +40,33 @@ REPORT = "conversion_report.json"
 _NEW = Family("new parts", rules=())
 
 Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How both conversions read and write.
+
+    Args:
+        dtype: Floating weights are converted to it; by default they stay as they are. Codebooks always stay.
+        shard_size: Bytes of weights in one file at most.
+        dry_run: Plan, check and report, but write nothing.
+        resume: Go on with an interrupted run.
+        overwrite: Replace an existing output, once the new one is complete.
+        allow_partial: Leave out what does not match instead of raising; the report lists it.
+        progress: Whether to show a bar.
+        configs: What the sources' own files lack: `vision_tower` or `mask_decoder` with `num_heads`, `language_model`.
+        buckets: [height, width] token resolutions, where they are not the published eleven.
+    """
+
+    dtype: torch.dtype | None = None
+    shard_size: int = SHARD_SIZE
+    dry_run: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    allow_partial: bool = False
+    progress: bool = True
+    configs: Configs | None = None
+    buckets: Sequence[Sequence[int]] | None = None
 
 
 @dataclass
@@ -74,15 +102,7 @@ def convert_illume_plus(
     *,
     hierarchical: str | Path | None = None,
     mask_decoder: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    shard_size: int = SHARD_SIZE,
-    dry_run: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    allow_partial: bool = False,
-    progress: bool = True,
-    configs: Configs | None = None,
-    buckets: Sequence[Sequence[int]] | None = None,
+    options: ConvertOptions = ConvertOptions(),
 ) -> dict[str, Any]:
     """Convert ILLUME+ to a pipeline that `FocusPipeline.from_pretrained` loads.
 
@@ -97,15 +117,7 @@ def convert_illume_plus(
         hierarchical: ConvNeXt for the second branch: OpenCLIP, timm, transformers or FC-CLIP weights.
         mask_decoder: Mask2Former, FC-CLIP, HyperSeg or PSALM weights. FC-CLIP brings the ConvNeXt too; others need
             `hierarchical`.
-        dtype: Floating weights are converted to it; by default they stay as they are. Codebooks always stay.
-        shard_size: Bytes of weights in one file at most.
-        dry_run: Plan, check and report, but write nothing.
-        resume: Go on with an interrupted run.
-        overwrite: Replace an existing output, once the new one is complete.
-        allow_partial: Leave out what does not match instead of raising; the report lists it.
-        progress: Whether to show a bar.
-        configs: What the sources' own files lack: `vision_tower` or `mask_decoder` with `num_heads`, `language_model`.
-        buckets: [height, width] token resolutions, where they are not the published eleven.
+        options: How; see there.
 
     Returns:
         The report, as it is written to `conversion_report.json`.
@@ -132,7 +144,7 @@ def convert_illume_plus(
     }
     with ExitStack() as stack:
         sources = _open(stack, paths, allowed, output)
-        sizes = {role: source.sizes(configs) for role, source in sources.items()}
+        sizes = {role: source.sizes(options.configs) for role, source in sources.items()}
         vision = {**WITHOUT_NEW_PARTS, **sizes["language_model"]["vision_encoder"]}
         pyramid = _pyramid(sizes)
         if pyramid is None and mask_decoder is not None:
@@ -151,10 +163,10 @@ def convert_illume_plus(
         components["mask_conditioner"] = _mask_conditioner(components)
         _check_codes(components)
         files = sources["language_model"].tokenizer_files()
-        job = _plan(output, components, sources, layout.ILLUME_SETTINGS, "illume", buckets, allow_partial)
+        job = _plan(output, components, sources, layout.ILLUME_SETTINGS, "illume", options)
         job.tokenizer_files = files
         _check_vocabulary(files, components)
-        return _write(job, "ILLUME+", dtype, shard_size, dry_run, resume, overwrite, progress)
+        return _write(job, "ILLUME+", options)
 
 
 def assemble_focus(
@@ -166,15 +178,7 @@ def assemble_focus(
     mask_decoder: str | Path | None = None,
     sdxl: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    shard_size: int = SHARD_SIZE,
-    dry_run: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    allow_partial: bool = False,
-    progress: bool = True,
-    configs: Configs | None = None,
-    buckets: Sequence[Sequence[int]] | None = None,
+    options: ConvertOptions = ConvertOptions(),
 ) -> dict[str, Any]:
     """Assemble the start of a FOCUS training run from public parts. Nothing of it works before it is trained.
 
@@ -190,7 +194,7 @@ def assemble_focus(
         sdxl: Stable Diffusion XL base, a diffusers folder. Its UNet's input is widened with zeros.
         tokenizer: DualViTok; it keeps its own vision tower.
 
-    The other arguments, the result and the errors are those of `convert_illume_plus`.
+    The options, the result and the errors are those of `convert_illume_plus`.
     """
     paths = _paths(
         language_model=language_model,
@@ -210,7 +214,7 @@ def assemble_focus(
     }
     with ExitStack() as stack:
         sources = _open(stack, paths, allowed, output, {"decoder": "sdxl"})
-        sizes = {role: source.sizes(configs) for role, source in sources.items()}
+        sizes = {role: source.sizes(options.configs) for role, source in sources.items()}
         tower = sizes["vision_tower"]["vision_encoder"]["vision_tower"]
         if tokenizer is None:
             codes = {**PUBLISHED_3B["visual_tokenizer"], "semantic_input_dim": tower["hidden_size"]}
@@ -237,10 +241,10 @@ def assemble_focus(
         components["mask_decoder"] = _mask_decoder(sizes, components)
         components["mask_conditioner"] = _mask_conditioner(components)
         folder = stack.enter_context(TemporaryDirectory())
-        job = _plan(output, components, sources, layout.ASSEMBLED_SETTINGS, "focus", buckets, allow_partial)
+        job = _plan(output, components, sources, layout.ASSEMBLED_SETTINGS, "focus", options)
         job.tokenizer_files = _extended(sources["language_model"], codes, Path(folder))
         _check_vocabulary(job.tokenizer_files, components)
-        return _write(job, "FOCUS, untrained", dtype, shard_size, dry_run, resume, overwrite, progress)
+        return _write(job, "FOCUS, untrained", options)
 
 
 # --- planning -----------------------------------------------------------------------------------------------------------
@@ -305,7 +309,9 @@ def _check_codes(components: Mapping[str, Any]) -> None:
 
 def _check_vocabulary(files: Sequence[Path], components: Mapping[str, Any]) -> None:
     """The words' tokenizer must have the visual tokens, as many as there are codes."""
-    words = Qwen2Tokenizer.from_pretrained(files[0].parent)
+    whole = next((path for path in files if path.name == "tokenizer.json"), None)
+    # With 131,111 added tokens the class of transformers takes four seconds more to load, for nothing that is read here.
+    words = Qwen2Tokenizer.from_pretrained(files[0].parent) if whole is None else Tokenizer.from_file(str(whole))
     vocabulary = FocusVocabulary.from_tokenizer(
         words, embedding_rows=components["language_model"]["vocab_size"], tag_step=layout.TAG_STEP
     )
@@ -332,8 +338,7 @@ def _plan(
     sources: dict[str, Source],
     settings: Mapping[str, Any],
     prompt_style: str,
-    buckets: Sequence[Sequence[int]] | None,
-    allow_partial: bool,
+    options: ConvertOptions,
 ) -> Job:
     """Match every source with what it fills; names of sources get their role in front, so that none is mistaken."""
     targets = {}
@@ -347,7 +352,7 @@ def _plan(
             reached = {"vision_encoder"} if role == "hierarchical" else reached
             reached -= {"vision_encoder"} if role == "mask_decoder" and "hierarchical" in sources else set()
         wanted = {name: shapes for name, shapes in targets.items() if name in reached}
-        plan = make_plan(source.family, source.infos, wanted, allow_partial=allow_partial)
+        plan = make_plan(source.family, source.infos, wanted, allow_partial=options.allow_partial)
         plans.append(_with_role(plan, role))
         fills[role] = sorted({step.component for step in plan.steps})
         filled |= set(wanted)
@@ -358,7 +363,7 @@ def _plan(
     if "vae" in components:
         pixels = 2 ** (len(components["vae"]["block_out_channels"]) - 1)
     has_pyramid = components["vision_encoder"]["pyramid_channels"] is not None
-    processor = layout.image_processor(prompt_style, pixels, has_pyramid=has_pyramid, buckets=buckets)
+    processor = layout.image_processor(prompt_style, pixels, has_pyramid=has_pyramid, buckets=options.buckets)
     return Job(Path(output), components, plan, sources, fills, dict(settings), processor)
 
 
@@ -395,31 +400,25 @@ class _Weights:
         )
 
 
-def _write(
-    job: Job,
-    title: str,
-    dtype: torch.dtype | None,
-    shard_size: int,
-    dry_run: bool,
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
-) -> dict[str, Any]:
+def _write(job: Job, title: str, options: ConvertOptions) -> dict[str, Any]:
     """Write the folder that a job describes; returns the report."""
 
     def read(name: str) -> torch.Tensor:
         role, _, key = name.partition(":")
         return job.sources[role].read(key)
 
-    weights = {name: _weights(job, name, read, dtype) for name in job.components}
+    weights = {name: _weights(job, name, read, options.dtype) for name in job.components}
     total = sum(one.nbytes for one in weights.values())
-    facts = _facts(job, title, total, dtype)
-    if dry_run:
+    facts = _facts(job, title, total, options.dtype)
+    if options.dry_run:
         return facts
-    with FolderWriter(job.output, resume=resume, overwrite=overwrite, fingerprint=_fingerprint(job)) as writer:
+    fingerprint = _fingerprint(job)
+    with FolderWriter(
+        job.output, resume=options.resume, overwrite=options.overwrite, fingerprint=fingerprint
+    ) as writer:
         writer.require_space(total)
         check_duplicates(job.plan, read)
-        with _bar(total, progress) as bar:
+        with _bar(total, options.progress) as bar:
             for name, one in weights.items():
                 writer.write_shards(
                     name,
@@ -427,7 +426,7 @@ def _write(
                     one.getters,
                     one.infos,
                     dtype=one.dtype,
-                    shard_size=shard_size,
+                    shard_size=options.shard_size,
                     progress=bar.update,
                 )
                 one.getters.clear()  # they hold the parts that were made for this component

@@ -26,7 +26,8 @@ def push_folder(folder: str | os.PathLike[str], repo_id: str) -> str:
         api.create_repo(repo_id, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Converted weights"))
     except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError) as error:
+        why = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"{repo_id!r} could not be written: {error}. The result is complete in {str(folder)!r}; log in with `hf auth "
+            f"{repo_id!r} could not be written: {why}. The result is complete in {str(folder)!r}; log in with `hf auth "
             f"login` and upload it with `hf upload {repo_id} {folder}`."
         ) from error

@@ -2,7 +2,8 @@
 
 A source is a file or folder as it is published: one weights file, a sharded folder, or a diffusers folder whose parts lie
 in subfolders. Nothing is loaded before it is read; every tensor that is read is checked for NaN. Licences are those the
-publishers state (September 2025); the card of a converted pipeline repeats them.
+publishers state, as seen in their repositories and on the Hub (of ILLUME+ the code's, its models' own pages were not seen);
+the card of a converted pipeline repeats them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from .reading import SUFFIXES, TensorFiles, TensorInfo, check_finite, open_tenso
 from .table import Family
 
 DECODER_PARTS = ("unet", "vae")
+# What ILLUME+'s trainer saves of some stages beside the whole model: the projectors, and everything that was trained. Its
+# own loader puts their values over the model's, in this order.
+LATER_WEIGHTS = ("mm_projector.bin", "trainables.bin")
 # Files of a Qwen2 tokenizer, in its older and its newer form.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,23 +40,31 @@ _CONFIG_FILES = (
     "scheduler/scheduler_config.json",
     "generation_config.json",
 )
-_SDXL = "CreativeML Open RAIL++-M"
+_SDXL = "CreativeML Open RAIL++-M (openrail++)"
+_MASK2FORMER = "CC BY-NC 4.0, not for commercial use (its model zoo; the code is MIT)"
+_TIMM = "as its model card says (timm/convnext_large.fb_in22k and its kin: Apache-2.0)"
 
 # Family -> (what it is, licence).
 ORIGINS: dict[str, tuple[str, str]] = {
-    "dualvitok": ("ILLUME+ visual tokenizer (DualViTok)", "Apache-2.0"),
-    "illume_plus": ("ILLUME+ language model with its vision tower", "Apache-2.0"),
+    "dualvitok": ("ILLUME+ visual tokenizer (DualViTok)", "Apache-2.0; its vision tower is Qwen2-VL's, Apache-2.0"),
+    "illume_plus": (
+        "ILLUME+ language model with its vision tower",
+        "Apache-2.0; Qwen2.5, of which it is made: 7B Apache-2.0, 3B Qwen Research License (not for commercial use)",
+    ),
     "illume_plus_decoder": ("ILLUME+ diffusion decoder, made from SDXL", f"Apache-2.0; SDXL itself: {_SDXL}"),
     "sdxl": ("Stable Diffusion XL base", _SDXL),
-    "qwen2_5": ("Qwen2.5", "that of its size: 3B Qwen Research License, 0.5B to 32B otherwise Apache-2.0"),
+    "qwen2_5": (
+        "Qwen2.5",
+        "3B: Qwen Research License (not for commercial use); 72B: Qwen License; other sizes: Apache-2.0",
+    ),
     "qwen2_vl_vision": ("Qwen2-VL's vision tower", "Apache-2.0 (2B and 7B)"),
-    "convnext_open_clip": ("ConvNeXt of an OpenCLIP model", "MIT"),
-    "convnext_timm": ("ConvNeXt, timm", "Apache-2.0 or as its model card says"),
-    "convnext_transformers": ("ConvNeXt, transformers", "Apache-2.0 or as its model card says"),
-    "mask2former": ("Mask2Former", "MIT code; weights as its model zoo says"),
-    "mask2former_transformers": ("Mask2Former, transformers", "MIT code; weights as its model card says"),
-    "fc_clip": ("FC-CLIP", "Apache-2.0"),
-    "hyperseg": ("HyperSeg or PSALM", "Apache-2.0"),
+    "convnext_open_clip": ("ConvNeXt of an OpenCLIP model", "MIT (LAION's models)"),
+    "convnext_timm": ("ConvNeXt, timm", _TIMM),
+    "convnext_transformers": ("ConvNeXt, transformers", "as its model card says (facebook/convnext-*: Apache-2.0)"),
+    "mask2former": ("Mask2Former", _MASK2FORMER),
+    "mask2former_transformers": ("Mask2Former, transformers", _MASK2FORMER),
+    "fc_clip": ("FC-CLIP", "Apache-2.0; its ConvNeXt is OpenCLIP's, MIT"),
+    "hyperseg": ("HyperSeg or PSALM", f"Apache-2.0; their mask decoders began as Mask2Former's, {_MASK2FORMER}"),
 }
 
 
@@ -83,22 +95,31 @@ class Source:
         self.role = role
         self.path = Path(path)
         self.option = f"--{(option or role).replace('_', '-')}"
-        self._parts: dict[str, TensorFiles] = {}
         if not self.path.exists():
             raise FileNotFoundError(f"There is no file or folder {str(path)!r}, which was given as {self.option}.")
-        if role == "decoder":
-            for part in DECODER_PARTS:
-                self._parts[f"{part}."] = open_tensors(_weights_in(self.path / part))
-        else:
-            self._parts[""] = open_tensors(self.path)
-        self.infos: dict[str, TensorInfo] = {
-            f"{prefix}{key}": info for prefix, part in self._parts.items() for key, info in part.infos.items()
-        }
-        self.notes = [note for part in self._parts.values() for note in part.notes]
         self.folder = self.path if self.path.is_dir() else self.path.parent
         self.files: dict[str, Any] = {
             name: _read_json(self.folder / name) for name in _CONFIG_FILES if (self.folder / name).is_file()
         }
+        if "illume_plus" in allowed and "auto_map" in self.files.get("config.json", {}):
+            raise ValueError(
+                f"{self.option} {self.path.name} is of the kind whose code comes with it (auto_map in its config.json), as "
+                'ILLUME+\'s "-hf" checkpoints are; how those name their tensors is not public. Take the other form of it, '
+                "ILLUME-MLLM/illume_plus-qwen2_5-3b or -7b."
+            )
+        self._parts: list[TensorFiles] = []
+        self._places: dict[str, tuple[TensorFiles, str]] = {}  # name -> files, name in them
+        self.infos: dict[str, TensorInfo] = {}
+        self.notes: list[str] = []
+        if role == "decoder":
+            for part in DECODER_PARTS:
+                self._add(_weights_in(self.path / part), f"{part}.")
+        else:
+            self._add(self.path)
+        if role == "language_model" and self.path.is_dir():
+            for name in LATER_WEIGHTS:
+                if (self.path / name).is_file():
+                    self._add_later(self.path / name)
         try:
             self.family: Family = detect_family(self.infos)
         except ValueError as error:
@@ -120,8 +141,8 @@ class Source:
         Raises:
             ValueError: It holds NaN or infinite values, or the file changed.
         """
-        prefix = next(prefix for prefix in self._parts if key.startswith(prefix))
-        tensor = self._parts[prefix].read(key.removeprefix(prefix))
+        files, name = self._places[key]
+        tensor = files.read(name)
         check_finite(tensor, f"{self.role}: {key}")
         return tensor
 
@@ -188,21 +209,44 @@ class Source:
     def origin(self) -> dict[str, Any]:
         """What a report and a card say about it, for JSON."""
         what, licence = ORIGINS.get(self.family.name, ("weights of this package", "as their card says"))
-        size = sum(part.nbytes for part in self._parts.values())
         return {
             "name": self.path.name,
             "family": self.family.name,
             "what": what,
             "licence": licence,
             "tensors": len(self.infos),
-            "bytes": size,
+            "bytes": sum(info.nbytes for info in self.infos.values()),
             "notes": self.notes,
         }
 
     def close(self) -> None:
         """Let go of the files."""
-        for part in self._parts.values():
+        for part in self._parts:
             part.close()
+
+    def _add(self, path: Path, prefix: str = "") -> None:
+        """Open weights; `prefix` goes before their names."""
+        files = open_tensors(path)
+        self._parts.append(files)
+        for key, info in files.infos.items():
+            self.infos[f"{prefix}{key}"] = info
+            self._places[f"{prefix}{key}"] = (files, key)
+        self.notes += files.notes
+
+    def _add_later(self, path: Path) -> None:
+        """Put the tensors of a later stage over those of the whole model."""
+        before = dict(self.infos)
+        self._add(path)
+        later = self._parts[-1].infos
+        other = [key for key, info in later.items() if key in before and before[key].shape != info.shape]
+        if other:
+            raise ValueError(
+                f"{len(other)} tensors of {path.name} in {self.path.name} have other shapes than the model's, first "
+                f"{other[0]}: {later[other[0]].shape}, there {before[other[0]].shape}. They are of different models; remove the "
+                "file to convert the model without it."
+            )
+        replaced = sum(key in before for key in later)
+        self.notes.append(f"{len(later)} tensors are those of {path.name}, {replaced} of them instead of the model's")
 
 
 def check_apart(output: str | Path, paths: Mapping[str, Path]) -> None:

@@ -99,8 +99,8 @@ class FolderWriter:
     finished of the shards is kept for `resume`, and removed if there is nothing to keep.
 
     Attributes:
-        files: What was written so far: path in the folder -> bytes, sha256 and, of weights, the CRC-32 of every tensor's
-            bytes as stored.
+        files: What was written so far: path in the folder -> `bytes`, and the CRC-32 of its content (`crc32`), of weights
+            that of every tensor's bytes as stored (`tensors`).
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class FolderWriter:
     def require_space(self, nbytes: int) -> None:
         """Raise OSError unless a folder of so many bytes of weights fits, less the shards that are there to go on with."""
         kept = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self._resume else 0
-        require_space(self.folder, max(0, nbytes - kept))
+        require_space(self.output.parent, max(0, nbytes - kept))
 
     def write_shards(
         self,
@@ -207,7 +207,7 @@ class FolderWriter:
                 )
         self._check_plan(f"{Path(subfolder).as_posix()}/{weights_name}", shards, infos)
         kept = [shard for shard in shards if self._is_complete(shard)]
-        require_space(self.folder, sum(shard.nbytes for shard in shards if shard not in kept) + _SPACE_MARGIN)
+        require_space(self.output.parent, sum(shard.nbytes for shard in shards if shard not in kept) + _SPACE_MARGIN)
         for shard in shards:
             self._shards[shard.name] = shard
             if shard in kept:
@@ -229,7 +229,7 @@ class FolderWriter:
 
     def write_text(self, name: str, content: str) -> None:
         """Write a text file (UTF-8); `name` is its path in the folder."""
-        self._write_file(name, iter([content.encode()]))
+        self._write_other(name, iter([content.encode()]))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file; `name` is its path in the folder."""
@@ -241,7 +241,7 @@ class FolderWriter:
         if not source.is_file():
             raise FileNotFoundError(f"There is no file {str(source)!r} to be copied to {name or source.name!r}.")
         with source.open("rb") as stream:
-            self._write_file(name or source.name, iter(lambda: stream.read(_PIECE), b""))
+            self._write_other(name or source.name, iter(lambda: stream.read(_PIECE), b""))
 
     def finish(
         self, report: Mapping[str, Any] | None = None, report_name: str = "conversion_report.json"
@@ -347,11 +347,17 @@ class FolderWriter:
         path = self.folder / shard.name
         if not self._resume or record is None or not path.is_file() or path.stat().st_size != record["bytes"]:
             return False
-        digest = hashlib.sha256()
+        header = shard.header()
         with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-        return digest.hexdigest() == record["sha256"]
+            if stream.read(len(header)) != header:
+                return False
+            for key, info in shard.tensors.items():
+                checksum = 0
+                for start in range(0, info.nbytes, _PIECE):
+                    checksum = zlib.crc32(stream.read(min(_PIECE, info.nbytes - start)), checksum)
+                if f"{checksum:08x}" != record["tensors"].get(key):
+                    return False
+        return True
 
     def _write_shard(
         self,
@@ -374,28 +380,37 @@ class FolderWriter:
                         progress(len(piece))
                 checksums[key] = f"{checksum:08x}"
 
-        record = self._write_file(shard.name, pieces())
-        return {**record, "tensors": checksums}
+        _, size = self._write_file(shard.name, pieces())
+        return {"bytes": size, "tensors": checksums}
 
-    def _write_file(self, name: str, pieces: Iterator[bytes | memoryview]) -> dict[str, Any]:
-        """Write and sync one file of the folder; returns and keeps its record."""
+    def _write_other(self, name: str, pieces: Iterator[bytes]) -> None:
+        """Write a file that is not weights and keep its record."""
+        checksum = 0
+
+        def watched() -> Iterator[bytes]:
+            nonlocal checksum
+            for piece in pieces:
+                checksum = zlib.crc32(piece, checksum)
+                yield piece
+
+        name, size = self._write_file(name, watched())
+        self.files[name] = {"bytes": size, "crc32": f"{checksum:08x}"}
+
+    def _write_file(self, name: str, pieces: Iterator[bytes | memoryview]) -> tuple[str, int]:
+        """Write and sync one file of the folder; returns its path there and its size."""
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder) or path == self.folder or path.name.startswith(_JOURNAL):
             raise ValueError(f"{name!r} is not a file name inside the output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
         size = 0
         with path.open("wb", buffering=0) as stream:  # what a buffer keeps would fail once more when it is closed
             for piece in pieces:
                 with _disk_errors(path):
                     _write(stream, piece)
-                digest.update(piece)
                 size += len(piece)
             with _disk_errors(path):
                 _sync(stream)
-        record = {"bytes": size, "sha256": digest.hexdigest()}
-        self.files[path.relative_to(self.folder).as_posix()] = record
-        return record
+        return path.relative_to(self.folder).as_posix(), size
 
     def _leave(self) -> None:
         """Let go of the hidden folder."""

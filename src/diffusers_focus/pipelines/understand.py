@@ -12,6 +12,7 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..processing.prompts import REGION_UNDERSTAND, UNDERSTAND
+from ..steps.encode import FocusMixedEncoding
 from ..steps.segment import embed_regions
 from ..steps.sequence import FocusContext, suffix_row
 from ..steps.understand import answer_prompts
@@ -26,7 +27,7 @@ from ._base import (
     spread,
     token_sampling,
 )
-from .outputs import FocusTextOutput
+from .outputs import FocusImageEncoding, FocusTextOutput
 
 
 class FocusUnderstandMixin(FocusPipelineMixin):
@@ -49,8 +50,9 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         """Answer a question about an image.
 
         Args:
-            image: an image, a list of images (a batch), a list of lists (several images in one question), or an encoding from
-                `encode_image`; None for a question without an image.
+            image: an image, a list of images (a batch), a list of lists (several images in one question, each read at its own
+                token resolution), or an encoding from `encode_image`; None for a question without an image. Encodings of one
+                image each may stand in a list of lists too.
             prompt: the question, or one for each image. Several questions about one image are a list too.
             region: a `Point`, `Scribble`, `Box` or `Mask` that the question is about, in pixels of the input image; a list for
                 a batch, a list of lists for several regions in one question.
@@ -70,7 +72,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         for text in as_list(prompt, "prompt") or [prompt]:
             check_text(text, "prompt")
         sampling = token_sampling(temperature, top_k, top_p)
-        encoding = None if image is None else self.encode_image(image)
+        encoding = None if image is None else self._question_images(image)
         groups = 1 if encoding is None else len(encoding.counts)
         count, given = spread(groups, prompt=prompt, region=region)
         generator = generator_list(generator, count)
@@ -89,7 +91,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
             parts = context.style.suffix(task, text=text, num_images=number, num_regions=len(regions))
             rows.append(suffix_row(context, parts))
         region_tokens = None
-        if encoding is not None:
+        if isinstance(encoding, FocusImageEncoding):
             images = [index for index, regions in zip(prompts, masks) for _ in regions]
             region_tokens = embed_regions(self, encoding, images, [mask for regions in masks for mask in regions])
         self._wake("language_model")
@@ -106,6 +108,15 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         )
         self.maybe_free_model_hooks()
         return FocusTextOutput(text=text) if return_dict else (text,)
+
+    def _question_images(self, image: Any) -> FocusImageEncoding | FocusMixedEncoding:
+        """Encoded images; those of a question that shows several are encoded one by one."""
+        groups = image if isinstance(image, (list, tuple)) else ()
+        if not any(isinstance(group, (list, tuple)) and len(group) > 1 for group in groups):
+            return self.encode_image(image)
+        lists = [list(group) if isinstance(group, (list, tuple)) else [group] for group in groups]
+        images = tuple(self.encode_image(one) for group in lists for one in group)
+        return FocusMixedEncoding(images, tuple(map(len, lists)))
 
 
 class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):

@@ -120,12 +120,12 @@ class FocusVocabulary:
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, *, embedding_rows: int, tag_step: int = 64
+        cls, tokenizer: PreTrainedTokenizerBase | Tokenizer, *, embedding_rows: int, tag_step: int = 64
     ) -> FocusVocabulary:
         """Read the layout off a tokenizer that has the visual tokens.
 
         Args:
-            tokenizer: an extended tokenizer, see `extend_tokenizer`.
+            tokenizer: an extended tokenizer, see `extend_tokenizer`; that of `tokenizers` inside it will do.
             embedding_rows: rows of the language model's embedding table (its `config.vocab_size`).
             tag_step: pixels between two resolution tags: 64 for the originals.
 

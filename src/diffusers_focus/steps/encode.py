@@ -74,6 +74,36 @@ class FocusImageEncoding:
         return self.inputs.original_sizes
 
 
+@dataclass
+class FocusMixedEncoding:
+    """The images of prompts that show several, each encoded by itself at the token resolution nearest to its own shape.
+
+    As ILLUME+ reads them. The language model takes it in place of a `FocusImageEncoding`; masks and edits are about one image.
+
+    Args:
+        images: an encoding of one image each, in the order of the prompts.
+        counts: images of each prompt.
+        prefixes: as `FocusImageEncoding.prefixes`.
+    """
+
+    images: tuple[FocusImageEncoding, ...]
+    counts: tuple[int, ...]
+    prefixes: dict[Any, PrefixCache] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = [len(image) for image in self.images]
+        if any(size != 1 for size in sizes) or sum(self.counts) != len(sizes):
+            raise ValueError(
+                f"Prompts with {self.counts} images need as many encodings of one image each, got {len(sizes)} of {sizes} "
+                "images. Encode the images one by one."
+            )
+
+    @property
+    def original_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image as given."""
+        return tuple(image.original_sizes[0] for image in self.images)
+
+
 def _weights_of(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
     parameter = next(module.parameters())
     return parameter.device, parameter.dtype

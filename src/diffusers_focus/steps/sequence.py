@@ -31,7 +31,7 @@ from ..processing.prompts import (
     get_prompt_style,
 )
 from ..processing.vocabulary import FocusVocabulary
-from .encode import Components, FocusImageEncoding
+from .encode import Components, FocusImageEncoding, FocusMixedEncoding
 
 IGNORED = -100  # label of what the model is not asked to write
 SLOT = -1  # id of a position whose embedding does not come from the table
@@ -188,7 +188,7 @@ def image_block(
 def embed_prefix(
     components: Components,
     context: FocusContext,
-    encoding: FocusImageEncoding | None,
+    encoding: FocusImageEncoding | FocusMixedEncoding | None,
     *,
     task: str | None = None,
     num_prompts: int = 1,
@@ -202,26 +202,25 @@ def embed_prefix(
     """
     table = components.language_model.get_input_embeddings()
     counts = encoding.counts if encoding is not None else (0,) * num_prompts
-    blocks = queries = None
-    if encoding is not None:
-        blocks = image_block(
-            components, context.vocabulary, encoding.vision.vision_tokens, encoding.vision.pixel_tokens
-        )
-        queries = encoding.vision.query_tokens
+    blocks, queries = [], []
+    for part in encoding.images if isinstance(encoding, FocusMixedEncoding) else filter(None, [encoding]):
+        vision = part.vision
+        blocks += image_block(components, context.vocabulary, vision.vision_tokens, vision.pixel_tokens)
+        queries += [] if vision.query_tokens is None else vision.query_tokens
+    size = encoding.size if isinstance(encoding, FocusImageEncoding) else None
     rows, starts, first = [], [], 0
     for number in counts:
         start = -1
-        size = encoding.size if encoding is not None else None
         parts = context.style.prefix(number, task=task, height_width=size)
         pieces = []
         for segment in context.segments(parts):
             if segment.kind == TEXT:
                 ids = torch.tensor(segment.ids, device=_device_of(table))
                 pieces.append(table(ids))
-            elif segment.kind == IMAGE and blocks is not None:
+            elif segment.kind == IMAGE and blocks:
                 start = sum(len(piece) for piece in pieces) if start < 0 else start
                 pieces.append(blocks[first + (segment.index or 0)])
-            elif segment.kind == QUERIES and queries is not None:
+            elif segment.kind == QUERIES and queries:
                 pieces.append(queries[first + (segment.index or 0)])
         rows.append(torch.cat([p.to(pieces[0].dtype) for p in pieces]))
         starts.append(start)
@@ -232,7 +231,7 @@ def embed_prefix(
 def encode_prefix(
     components: Components,
     context: FocusContext,
-    encoding: FocusImageEncoding | None,
+    encoding: FocusImageEncoding | FocusMixedEncoding | None,
     *,
     task: str | None = None,
     num_prompts: int = 1,
@@ -255,6 +254,7 @@ def encode_prefix(
     positions = counted_positions(mask, mask.shape[1])
     skipped = 0
     if encoding is not None and not pixel_tokens:
+        assert isinstance(encoding, FocusImageEncoding)
         assert encoding.vision.vision_tokens is not None and encoding.vision.pixel_tokens is not None
         (hs, ws), (hp, wp) = encoding.vision.vision_tokens.shape[1:3], encoding.vision.pixel_tokens.shape[1:3]
         first, skipped = starts[0] + 4 + hs * (ws + 1), hp * (wp + 1)  # after the semantic rows and four markers

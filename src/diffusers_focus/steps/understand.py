@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..processing.grammar import TokenSampling, text_banned_ids
 from ..processing.vocabulary import FocusVocabulary
-from .encode import Components, FocusImageEncoding
+from .encode import Components, FocusImageEncoding, FocusMixedEncoding
 from .sampling import GREEDY, Generators, draw_ids, is_greedy, uniform_numbers
 from .sequence import FocusContext, PrefixCache, PromptRow, batch_rows, encode_prefix, extend, run_suffixes
 
@@ -104,7 +104,7 @@ def write_text(
 
 def answer_prompts(
     components: Components,
-    encoding: FocusImageEncoding | None,
+    encoding: FocusImageEncoding | FocusMixedEncoding | None,
     rows: Sequence[PromptRow],
     prompt_index: Sequence[int],
     *,
