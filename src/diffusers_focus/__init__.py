@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .models.visual_tokenizer import FocusVisualTokenizer as FocusVisualTokenizer
     from .pipelines.focus import FocusPipeline as FocusPipeline
     from .pipelines.outputs import FocusEditOutput as FocusEditOutput
-    from .pipelines.outputs import FocusImageEncoding as FocusImageEncoding
     from .pipelines.outputs import FocusSegmentOutput as FocusSegmentOutput
     from .pipelines.outputs import FocusTextOutput as FocusTextOutput
     from .pipelines.segment_edit import FocusSegmentEditPipeline as FocusSegmentEditPipeline
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from .processing.regions import Mask as Mask
     from .processing.regions import Point as Point
     from .processing.regions import Scribble as Scribble
+    from .steps.encode import FocusImageEncoding as FocusImageEncoding
 
     __version__: str
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HOMES: dict[str, str] = {
     "Box": "processing.regions",
     "FocusEditOutput": "pipelines.outputs",
-    "FocusImageEncoding": "pipelines.outputs",
+    "FocusImageEncoding": "steps.encode",
     "FocusImageProcessor": "processing.images",
     "FocusMaskConditioner": "models.mask_conditioner",
     "FocusMaskDecoder": "models.mask_decoder",
