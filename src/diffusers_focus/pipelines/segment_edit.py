@@ -21,8 +21,8 @@ from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
+from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
-from ._base import check_fit
 from ._edit import FocusEditMixin
 
 

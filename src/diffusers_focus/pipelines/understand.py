@@ -12,8 +12,9 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..steps.arguments import check_texts
+from ..steps.fit import check_fit
 from ..steps.understand import MAX_ANSWER, answer_questions
-from ._base import FocusPipelineMixin, check_fit
+from ._base import FocusPipelineMixin
 from .outputs import FocusTextOutput
 
 

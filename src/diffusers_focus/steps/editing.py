@@ -145,7 +145,6 @@ def edit_prompts(
                 require_masks(components, settings, "finding the place of an edit from words, a point or a scribble")
             # Nothing can say what lies in a box, so the box itself is the place.
             mask = np.logical_or.reduce(regions) if regions else None
-            regions = ()
         prompts.append(
             EditPrompt(
                 image=index,

@@ -1,0 +1,120 @@
+"""`FocusModularPipeline`: a `ModularPipeline` that runs blocks of FOCUS and knows how its checkpoints are loaded.
+
+What it adds to diffusers' class (Apache-2.0): `FocusBlocks` by default (diffusers looks default blocks up in its own package
+only), one precision for all parts, and folders that say nothing of where they lie.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines.components_manager import ComponentsManager
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline, ModularPipelineBlocks, PipelineState
+
+from ..checkpoints.layout import modular_index
+from ..steps.fit import check_fit
+from .modular_blocks import WORKFLOWS, FocusBlocks
+
+
+class FocusModularPipeline(ModularPipeline):
+    """FOCUS put together from blocks.
+
+    Args:
+        blocks: the blocks to run; by default those the folder's index names, else `FocusBlocks`.
+        pretrained_model_name_or_path: folder or Hub id with a modular_model_index.json or, failing that, a model_index.json.
+        components_manager, collection: where components are kept and shared between pipelines.
+        workflow: "ask", "segment", "edit" or "generate": only the blocks and components of that one.
+        kwargs: of `ModularPipeline`: `revision`, `token`, `cache_dir`, ...
+
+    Example:
+        ```python
+        pipe = FocusModularPipeline.from_pretrained("pipelines/focus-tiny")
+        pipe.load_components()
+        pipe(image=image, question="how many objects are there?", output="text")
+        pipe(image=image, target="the red circle", output="masks")
+        pipe(image=image, prompt="remove the red circle", output="images")
+        pipe(prompt="a red circle and a blue star", output="images")
+        ```
+    """
+
+    default_blocks_name = "FocusBlocks"
+
+    def __init__(
+        self,
+        blocks: ModularPipelineBlocks | None = None,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        components_manager: ComponentsManager | None = None,
+        collection: str | None = None,
+        workflow: str | None = None,
+        modular_config_dict: dict[str, Any] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if blocks is None:
+            blocks = WORKFLOWS.get((modular_config_dict or {}).get("_blocks_class_name", ""), FocusBlocks)()
+        super().__init__(
+            blocks,
+            pretrained_model_name_or_path,
+            components_manager,
+            collection,
+            workflow,
+            modular_config_dict,
+            config_dict,
+            **kwargs,
+        )
+
+    @classmethod
+    def _load_pipeline_config(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, **load_config_kwargs: Any
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The index of a checkpoint in modular form, whichever of the two it has, parts without a place put there."""
+        modular, standard = super()._load_pipeline_config(pretrained_model_name_or_path, **load_config_kwargs)
+        index = modular_index(standard) if modular is None and standard is not None else modular
+        if index is None:
+            return None, None
+        here = {
+            "pretrained_model_name_or_path": os.fspath(pretrained_model_name_or_path or ""),
+            "revision": load_config_kwargs.get("revision"),
+        }
+        return {name: _placed(value, here) for name, value in index.items()}, None
+
+    def load_components(self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any) -> None:
+        """diffusers' own, in float32 unless `dtype` (or `torch_dtype`) says otherwise.
+
+        transformers loads a language model in the dtype it was saved in, diffusers loads everything else in float32; published
+        weights are float16, so without this the parts would not fit together.
+        """
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = torch.float32
+        super().load_components(names, workflow, **kwargs)
+
+    def __call__(self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs: Any) -> Any:
+        """diffusers' own; ValueError where components were not made for each other."""
+        check_fit(self)
+        return super().__call__(state, output, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own; components that are saved are found in the saved folder from then on, wherever it is moved."""
+        kwargs.setdefault(
+            "overwrite_modular_index", True
+        )  # the coming default, which diffusers warns about when it is left out
+        super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Configure the progress bars of all blocks, however deep; `disable=True` switches them off."""
+        waiting: list[Any] = [self._blocks]
+        while waiting:
+            block = waiting.pop()
+            if hasattr(block, "set_progress_bar_config"):
+                block.set_progress_bar_config(**kwargs)
+            waiting += block.sub_blocks.values()
+
+
+def _placed(value: Any, here: dict[str, Any]) -> Any:
+    """An entry of the index; a component without a place of its own lies in the checkpoint itself."""
+    is_component = isinstance(value, (list, tuple)) and len(value) == 3 and isinstance(value[2], dict)
+    if not is_component or value[2].get("pretrained_model_name_or_path") is not None:
+        return value
+    return [*value[:2], {**value[2], **here}]
