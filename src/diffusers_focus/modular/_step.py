@@ -80,7 +80,7 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "timesteps": (list[int] | torch.Tensor, None, "A schedule of one's own; after set_timesteps, the one to run."),
     "sigmas": (list[float], None, "A schedule of one's own, as noise levels."),
     "strength": (float, 1.0, "Share of the denoising to run on the image's own latents, above 0 up to 1."),
-    "eta": (float, 0.0, "Of DDIM."),
+    "eta": (float, 0.0, "Share of fresh noise in a step of DDIM; other schedulers ignore it."),
     "guidance_scale": (float, None, "How strongly the visual tokens steer the denoising; 1 switches guidance off."),
     "mask_guidance_scale": (float, 1.0, "The same for the edit mask; anything but 1 costs a further UNet pass a step."),
     "latents": (torch.Tensor, None, "[B, 4, h, w]: initial noise of unit variance, then the latents as they are."),

@@ -90,7 +90,7 @@ class FocusAskBlocks(FocusSequence):
 
     about = "Answers questions about images."
     block_classes = [FocusAutoImageEncoderStep, FocusUnderstandStep]
-    block_names = ["encode_image", "understand"]
+    block_names = ["encode_image", "ask"]
 
 
 class FocusSegmentBlocks(FocusSequence):
