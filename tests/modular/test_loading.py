@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import __version__ as diffusers_version
 from diffusers.modular_pipelines.components_manager import ComponentsManager
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 
 from diffusers_focus import (
     FocusAskBlocks,
@@ -81,6 +82,21 @@ def test_a_saved_pipeline_comes_back_and_may_be_moved(folder, tmp_path, expected
     back = FocusModularPipeline.from_pretrained(tmp_path / "moved")
     assert type(back.blocks) is FocusBlocks and back.config.score_threshold == 0.25
     assert_equal(expected, drawn(ready(back)))
+
+
+def test_diffusers_own_class_finds_ours(folder, tmp_path, expected):
+    index = modular_index(json.loads((folder / "model_index.json").read_text()))
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / INDEX).write_text(json.dumps(index))
+    pipe = ModularPipeline.from_pretrained(tmp_path / "copy", workflow="generate")
+    assert type(pipe) is FocusModularPipeline
+    assert_equal(expected, drawn(ready(pipe)))
+    (tmp_path / "copy" / INDEX).write_text(json.dumps({**index, "_blocks_class_name": "FocusAskBlocks"}))
+    assert type(ModularPipeline.from_pretrained(tmp_path / "copy").blocks) is FocusAskBlocks
+    # What diffusers passes for a folder without a modular index.
+    standard = json.loads((folder / "model_index.json").read_text())
+    pipe = FocusModularPipeline(pretrained_model_name_or_path=folder, config_dict=standard)
+    assert pipe.get_component_spec("unet").pretrained_model_name_or_path == str(folder)
 
 
 def test_the_index_names_the_workflow(folder, tmp_path):

@@ -9,9 +9,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.modular_pipelines.components_manager import ComponentsManager
-from diffusers.modular_pipelines.modular_pipeline import ModularPipeline, ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines.modular_pipeline import (
+    MODULAR_PIPELINE_MAPPING,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    PipelineState,
+)
 
 from ..checkpoints.layout import modular_index
 from ..steps.fit import check_fit
@@ -52,6 +58,9 @@ class FocusModularPipeline(ModularPipeline):
         config_dict: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if modular_config_dict is not None or config_dict is not None:  # from diffusers' own from_pretrained
+            here = os.fspath(pretrained_model_name_or_path or "")
+            modular_config_dict, config_dict = _index_of(modular_config_dict, config_dict, here), None
         if blocks is None:
             blocks = WORKFLOWS.get((modular_config_dict or {}).get("_blocks_class_name", ""), FocusBlocks)()
         super().__init__(
@@ -71,14 +80,8 @@ class FocusModularPipeline(ModularPipeline):
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The index of a checkpoint in modular form, whichever of the two it has, parts without a place put there."""
         modular, standard = super()._load_pipeline_config(pretrained_model_name_or_path, **load_config_kwargs)
-        index = modular_index(standard) if modular is None and standard is not None else modular
-        if index is None:
-            return None, None
-        here = {
-            "pretrained_model_name_or_path": os.fspath(pretrained_model_name_or_path or ""),
-            "revision": load_config_kwargs.get("revision"),
-        }
-        return {name: _placed(value, here) for name, value in index.items()}, None
+        here = os.fspath(pretrained_model_name_or_path or "")
+        return _index_of(modular, standard, here, load_config_kwargs.get("revision")), None
 
     def load_components(self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any) -> None:
         """diffusers' own, in float32 unless `dtype` (or `torch_dtype`) says otherwise.
@@ -112,9 +115,31 @@ class FocusModularPipeline(ModularPipeline):
             waiting += block.sub_blocks.values()
 
 
-def _placed(value: Any, here: dict[str, Any]) -> Any:
-    """An entry of the index; a component without a place of its own lies in the checkpoint itself."""
+def _index_of(
+    modular: dict[str, Any] | None, standard: dict[str, Any] | None, here: str, revision: str | None = None
+) -> dict[str, Any] | None:
+    """The modular index of a checkpoint that lies `here`; components without a place of their own get that one."""
+    index = modular_index(standard) if modular is None and standard is not None else modular
+    if index is None:
+        return None
+    return {name: _placed(value, here, revision) for name, value in index.items()}
+
+
+def _placed(value: Any, here: str, revision: str | None) -> Any:
     is_component = isinstance(value, (list, tuple)) and len(value) == 3 and isinstance(value[2], dict)
     if not is_component or value[2].get("pretrained_model_name_or_path") is not None:
         return value
-    return [*value[:2], {**value[2], **here}]
+    return [*value[:2], {**value[2], "pretrained_model_name_or_path": here, "revision": revision}]
+
+
+def _register() -> None:
+    """Make diffusers know our classes by name, so that `ModularPipeline.from_pretrained` finds them; adds names that are ours only.
+
+    diffusers looks `_class_name` and `_blocks_class_name` of an index up in its own package.
+    """
+    for cls in (FocusModularPipeline, *WORKFLOWS.values()):
+        setattr(diffusers, cls.__name__, cls)
+    MODULAR_PIPELINE_MAPPING["focus"] = lambda config=None: FocusModularPipeline.__name__
+
+
+_register()
