@@ -104,12 +104,20 @@ def test_settings_are_the_pipelines_own():
         ({"prompt": "a star", "num_inference_steps": 2.5}, TypeError, "num_inference_steps"),
         ({"prompt": "a star", "guidance_scale": "high"}, TypeError, "guidance_scale"),
         ({"prompt": "a star", "generator": 3}, TypeError, "torch.Generator"),
-        ({"prompt": "a star", "output_type": "jpeg", "num_inference_steps": 1}, ValueError, "jpeg"),
+        ({"prompt": "a star", "output_type": "jpeg"}, ValueError, "jpeg"),
+        ({"image": picture(), "prompt": "remove it", "mask_blur": -1}, ValueError, "mask_blur"),
+        ({"prompt": "a star", "eta": "little"}, TypeError, "eta"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_to_do(pipe, given, kind, said):
-    with pytest.raises(kind, match=said):
-        pipe(**given)
+    steps = []
+    hook = pipe.unet.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        with pytest.raises(kind, match=said):
+            pipe(**given)
+    finally:
+        hook.remove()
+    assert steps == []  # not after minutes of denoising
 
 
 def test_components_that_are_not_loaded_are_named():

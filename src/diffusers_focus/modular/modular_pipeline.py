@@ -7,6 +7,8 @@ only), one precision for all parts, and folders that say nothing of where they l
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -20,6 +22,7 @@ from diffusers.modular_pipelines.modular_pipeline import (
 )
 
 from ..checkpoints.layout import modular_index
+from ..steps.arguments import check_count, check_numbers, check_output_type, check_strength
 from ..steps.fit import check_fit
 from .modular_blocks import WORKFLOWS, FocusBlocks
 
@@ -94,8 +97,11 @@ class FocusModularPipeline(ModularPipeline):
         super().load_components(names, workflow, **kwargs)
 
     def __call__(self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs: Any) -> Any:
-        """diffusers' own; ValueError where components were not made for each other."""
+        """diffusers' own; TypeError or ValueError, before anything runs, for settings and components that do not fit."""
         check_fit(self)
+        for name, check in _CHECKS.items():
+            if kwargs.get(name) is not None:
+                check(kwargs[name])
         return super().__call__(state, output, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -113,6 +119,19 @@ class FocusModularPipeline(ModularPipeline):
             if hasattr(block, "set_progress_bar_config"):
                 block.set_progress_bar_config(**kwargs)
             waiting += block.sub_blocks.values()
+
+
+# What is refused at once, and not by the last block after minutes of work.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "output_type": check_output_type,
+    "strength": check_strength,
+    **{name: partial(check_count, name=name) for name in ("num_inference_steps", "num_images_per_prompt")},
+    **{name: partial(check_count, name=name, least=0) for name in ("mask_dilation", "mask_blur")},
+    **{
+        name: lambda value, name=name: check_numbers(**{name: value})
+        for name in ("guidance_scale", "mask_guidance_scale", "token_guidance_scale", "eta")
+    },
+}
 
 
 def _index_of(

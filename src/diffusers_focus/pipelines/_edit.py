@@ -34,6 +34,7 @@ from ..steps.editing import (
     warn_untrained,
 )
 from ..steps.encode import single_images
+from ..steps.sampling import Generators
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusSegmentOutput
 
@@ -188,7 +189,7 @@ class FocusEditMixin(FocusSegmentMixin):
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
             mask_dilation, mask_blur,
         )  # fmt: skip
-        if not self._warned:
+        if not self._warned:  # once is enough
             self._warned = True
             warn_untrained(config)
         self._guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -228,31 +229,21 @@ class FocusEditMixin(FocusSegmentMixin):
             latent_mask = composite.latent_masks(encoding, images, edit_masks, grid).to(device)
             if preserve_background or strength < 1.0:
                 source = composite.source_latents(self, encoding, images, decoded, device)
-        size_index = denoise.resolution_index(config.resolution_group, *decoded)
-        schedule = denoise.prepare_timesteps(
-            self.scheduler, steps, device, timesteps=timesteps, sigmas=sigmas, strength=strength
-        )
-        latents, background = denoise.prepare_latents(
-            self,
-            (len(tokens), self.unet.config.out_channels, *grid),
-            schedule,
-            source=source,
-            latent_mask=latent_mask,
-            strength=strength,
-            keep_source=preserve_background,
-            noise=latents,
-            generator=generator,
-            device=device,
-        )
         latents = self._denoise(
-            latents,
             tokens,
             latent_mask,
-            background,
-            schedule,
-            size_index=size_index,
+            source,
+            size_index=denoise.resolution_index(config.resolution_group, *decoded),
+            grid=grid,
+            steps=steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            strength=strength,
             mask_guidance_scale=mask_guidance_scale,
-            step_arguments=denoise.step_arguments(self.scheduler, eta, generator),
+            keep_source=preserve_background,
+            noise=latents,
+            eta=eta,
+            generator=generator,
             callback=callback_on_step_end,
             tensor_inputs=tensor_inputs,
         )
@@ -322,22 +313,45 @@ class FocusEditMixin(FocusSegmentMixin):
 
     def _denoise(
         self,
-        latents: torch.Tensor,
-        token_map: torch.Tensor,
+        tokens: torch.Tensor,
         latent_mask: torch.Tensor | None,
-        background: denoise.LatentBackground | None,
-        schedule: torch.Tensor,
+        source: torch.Tensor | None,
         *,
         size_index: int,
+        grid: tuple[int, int],
+        steps: int,
+        timesteps: Sequence[int] | None,
+        sigmas: Sequence[float] | None,
+        strength: float,
         mask_guidance_scale: float,
-        step_arguments: dict[str, Any],
+        keep_source: bool,
+        noise: torch.Tensor | None,
+        eta: float,
+        generator: Generators,
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
+        schedule = denoise.prepare_timesteps(
+            self.scheduler, steps, tokens.device, timesteps=timesteps, sigmas=sigmas, strength=strength
+        )
+        latents, background = denoise.prepare_latents(
+            self,
+            (len(tokens), self.unet.config.out_channels, *grid),
+            schedule,
+            source=source,
+            latent_mask=latent_mask,
+            strength=strength,
+            keep_source=keep_source,
+            noise=noise,
+            generator=generator,
+            device=tokens.device,
+        )
+        token_map = tokens
         prompt_embeds, negative_prompt_embeds = denoise.guidance_sequences(
             self, latent_mask, token_map, self.config.num_text_tokens, self.do_classifier_free_guidance
         )
+        step_arguments = denoise.step_arguments(self.scheduler, eta, generator)
         has_mask = latent_mask is not None and self.mask_conditioner is not None
         self._num_timesteps = len(schedule)
         with self.progress_bar(total=len(schedule)) as bar:

@@ -32,7 +32,6 @@ def _latent_factor(vae: Any) -> int:
 _SIZES: dict[str, dict[str, Any]] = {
     "language_model": {
         "the language model's width": lambda m: m.config.hidden_size,
-        "rows of the vocabulary": lambda m: None,
     },
     "vision_encoder": {
         "the language model's width": lambda m: m.config.language_hidden_size,
