@@ -8,6 +8,7 @@ Result:    model_index.json and <component>/config.json. The tokenizer's files c
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,7 @@ def main() -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from diffusers_focus import FocusPipeline
+    from diffusers_focus.checkpoints.layout import modular_index
     from diffusers_focus.checkpoints.variants import PUBLISHED_3B
     from diffusers_focus.training.components import CLASSES, tiny_tokenizer
 
@@ -63,6 +65,8 @@ def main() -> None:
         else:
             part.save_pretrained(target)
     FocusPipeline(**parts, lm_tokenizer=tiny_tokenizer()).save_config(folder)
+    index = modular_index(json.loads((folder / "model_index.json").read_text()))
+    (folder / "modular_model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").write_text(CARD.format(rows="\n".join(rows)))
     print(folder)
 

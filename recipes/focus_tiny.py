@@ -65,6 +65,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     import torch
 
     from diffusers_focus import FocusPipeline
+    from diffusers_focus.checkpoints.layout import modular_index
     from diffusers_focus.training.components import load_components
     from diffusers_focus.training.stages import STAGES
 
@@ -86,6 +87,8 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     fresh = output.with_name(f".{output.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh)
+    index = modular_index(json.loads((fresh / "model_index.json").read_text()))
+    (fresh / "modular_model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for file in fresh.glob("*/config.json"):  # where the weights were trained is nobody's business
         config = json.loads(file.read_text())
         if config.pop("_name_or_path", None) is not None:

@@ -17,9 +17,30 @@ if TYPE_CHECKING:
     from .models.mask_decoder import FocusMaskDecoder as FocusMaskDecoder
     from .models.vision_encoder import FocusVisionEncoder as FocusVisionEncoder
     from .models.visual_tokenizer import FocusVisualTokenizer as FocusVisualTokenizer
+    from .modular.before_denoise import FocusConditionStep as FocusConditionStep
+    from .modular.before_denoise import FocusEditInputStep as FocusEditInputStep
+    from .modular.before_denoise import FocusEditPrepareLatentsStep as FocusEditPrepareLatentsStep
+    from .modular.before_denoise import FocusEditSetTimestepsStep as FocusEditSetTimestepsStep
+    from .modular.before_denoise import FocusEditTokensStep as FocusEditTokensStep
+    from .modular.before_denoise import FocusGenerateTokensStep as FocusGenerateTokensStep
+    from .modular.before_denoise import FocusPrepareLatentsStep as FocusPrepareLatentsStep
+    from .modular.before_denoise import FocusSetTimestepsStep as FocusSetTimestepsStep
+    from .modular.decoders import FocusDecodeStep as FocusDecodeStep
+    from .modular.decoders import FocusEditDecodeStep as FocusEditDecodeStep
+    from .modular.decoders import FocusKeepImageStep as FocusKeepImageStep
+    from .modular.denoise import FocusDenoiseStep as FocusDenoiseStep
+    from .modular.encoders import FocusImageEncoderStep as FocusImageEncoderStep
+    from .modular.encoders import FocusLocateStep as FocusLocateStep
+    from .modular.encoders import FocusSegmentStep as FocusSegmentStep
+    from .modular.encoders import FocusUnderstandStep as FocusUnderstandStep
+    from .modular.modular_blocks import FocusAskBlocks as FocusAskBlocks
+    from .modular.modular_blocks import FocusBlocks as FocusBlocks
+    from .modular.modular_blocks import FocusEditBlocks as FocusEditBlocks
+    from .modular.modular_blocks import FocusGenerateBlocks as FocusGenerateBlocks
+    from .modular.modular_blocks import FocusSegmentBlocks as FocusSegmentBlocks
+    from .modular.modular_pipeline import FocusModularPipeline as FocusModularPipeline
     from .pipelines.focus import FocusPipeline as FocusPipeline
     from .pipelines.outputs import FocusEditOutput as FocusEditOutput
-    from .pipelines.outputs import FocusImageEncoding as FocusImageEncoding
     from .pipelines.outputs import FocusSegmentOutput as FocusSegmentOutput
     from .pipelines.outputs import FocusTextOutput as FocusTextOutput
     from .pipelines.segment_edit import FocusSegmentEditPipeline as FocusSegmentEditPipeline
@@ -29,6 +50,7 @@ if TYPE_CHECKING:
     from .processing.regions import Mask as Mask
     from .processing.regions import Point as Point
     from .processing.regions import Scribble as Scribble
+    from .steps.encode import FocusImageEncoding as FocusImageEncoding
 
     __version__: str
 
@@ -36,16 +58,38 @@ if TYPE_CHECKING:
 # (model_index.json), so those rows are part of the checkpoint format.
 _HOMES: dict[str, str] = {
     "Box": "processing.regions",
+    "FocusAskBlocks": "modular.modular_blocks",
+    "FocusBlocks": "modular.modular_blocks",
+    "FocusConditionStep": "modular.before_denoise",
+    "FocusDecodeStep": "modular.decoders",
+    "FocusDenoiseStep": "modular.denoise",
+    "FocusEditBlocks": "modular.modular_blocks",
+    "FocusEditDecodeStep": "modular.decoders",
+    "FocusEditInputStep": "modular.before_denoise",
     "FocusEditOutput": "pipelines.outputs",
-    "FocusImageEncoding": "pipelines.outputs",
+    "FocusEditPrepareLatentsStep": "modular.before_denoise",
+    "FocusEditSetTimestepsStep": "modular.before_denoise",
+    "FocusEditTokensStep": "modular.before_denoise",
+    "FocusGenerateBlocks": "modular.modular_blocks",
+    "FocusGenerateTokensStep": "modular.before_denoise",
+    "FocusImageEncoderStep": "modular.encoders",
+    "FocusImageEncoding": "steps.encode",
     "FocusImageProcessor": "processing.images",
+    "FocusKeepImageStep": "modular.decoders",
+    "FocusLocateStep": "modular.encoders",
     "FocusMaskConditioner": "models.mask_conditioner",
     "FocusMaskDecoder": "models.mask_decoder",
+    "FocusModularPipeline": "modular.modular_pipeline",
     "FocusPipeline": "pipelines.focus",
+    "FocusPrepareLatentsStep": "modular.before_denoise",
+    "FocusSegmentBlocks": "modular.modular_blocks",
     "FocusSegmentEditPipeline": "pipelines.segment_edit",
     "FocusSegmentOutput": "pipelines.outputs",
+    "FocusSegmentStep": "modular.encoders",
+    "FocusSetTimestepsStep": "modular.before_denoise",
     "FocusTextOutput": "pipelines.outputs",
     "FocusUnderstandPipeline": "pipelines.understand",
+    "FocusUnderstandStep": "modular.encoders",
     "FocusVisionEncoder": "models.vision_encoder",
     "FocusVisualTokenizer": "models.visual_tokenizer",
     "Mask": "processing.regions",

@@ -20,7 +20,6 @@ from diffusers_focus.checkpoints.dualvitok import DUALVITOK, SEMANTIC_HEADS
 from diffusers_focus.checkpoints.illume import ILLUME_PLUS, WITHOUT_NEW_PARTS
 from diffusers_focus.checkpoints.plan import make_reverse_plan, target_shapes
 from diffusers_focus.checkpoints.table import Family
-from diffusers_focus.pipelines.segment_edit import RESOLUTION_GROUP
 from diffusers_focus.processing import grids
 from diffusers_focus.processing import vocabulary as V
 from diffusers_focus.processing.grammar import filter_logits, guide_logits, process_logits, unconditional_ids
@@ -29,6 +28,7 @@ from diffusers_focus.processing.prompts import IMAGE, render_prompt
 from diffusers_focus.steps import denoise
 from diffusers_focus.steps.encode import encode_tensors
 from diffusers_focus.steps.sequence import FocusContext, batch_rows, encode_prefix, extend, image_block, run_suffixes
+from diffusers_focus.steps.settings import RESOLUTION_GROUP
 
 from tests.checkpoints.goldens import Golden, Prompt, decoder, multimodal, prompts_of, size_of, visual_tokenizer
 from tests.checkpoints.originals import CLASSES

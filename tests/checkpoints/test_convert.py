@@ -32,7 +32,7 @@ from diffusers_focus.checkpoints.plan import target_shapes
 from diffusers_focus.checkpoints.restore import convert_focus_to_original
 from diffusers_focus.checkpoints.sources import Source
 from diffusers_focus.checkpoints.writing import FolderWriter
-from diffusers_focus.pipelines.segment_edit import RESOLUTION_GROUP, FocusSegmentEditPipeline
+from diffusers_focus.pipelines.segment_edit import FocusSegmentEditPipeline
 from diffusers_focus.processing.grammar import VisualTokenGrammar
 from diffusers_focus.processing.prompts import EDIT, RECONSTRUCT, UNDERSTAND
 from diffusers_focus.processing.vocabulary import extend_tokenizer
@@ -48,6 +48,7 @@ from diffusers_focus.steps.sequence import (
     run_suffixes,
     suffix_row,
 )
+from diffusers_focus.steps.settings import RESOLUTION_GROUP
 from diffusers_focus.steps.visual_tokens import write_codes
 
 from tests.checkpoints import originals

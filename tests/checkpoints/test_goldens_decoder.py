@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_focus.pipelines.segment_edit import RESOLUTION_GROUP
 from diffusers_focus.steps import denoise
+from diffusers_focus.steps.settings import RESOLUTION_GROUP
 
 from tests.checkpoints.goldens import Golden, decoder, resolution_group
 

@@ -16,6 +16,7 @@ from diffusers.callbacks import SDCFGCutoffCallback
 
 from diffusers_focus import Box, Mask, Point, Scribble
 from diffusers_focus.processing.prompts import UNDERSTAND
+from diffusers_focus.steps import composite
 from diffusers_focus.steps.encode import encode_tensors
 from diffusers_focus.steps.sequence import FocusContext, encode_prefix
 
@@ -78,9 +79,10 @@ def test_own_schedules_replace_the_number_of_steps():
     assert steps == [0, 1, 2, 0, 1, 2]
 
 
+@torch.no_grad()
 def test_little_strength_stays_near_the_source(pipe):
     raw = {"num_inference_steps": 10, "preserve_background": False, "output_type": "latent"}
-    source = pipe._source_latents(pipe.encode_image(picture()), [0], (64, 64))
+    source = composite.source_latents(pipe, pipe.encode_image(picture()), [0], (64, 64), "cpu")
     little, whole = (
         (edit(pipe, strength=strength, **raw) - source[0]).abs().mean() for strength in (0.1, 1.0)
     )  # fmt: skip

@@ -488,7 +488,9 @@ def _write_configs(job: Job, writer: FolderWriter) -> None:
         scheduler = config.get("_class_name", "EulerDiscreteScheduler")
         writer.write_json("scheduler/scheduler_config.json", {"_class_name": scheduler, **config})
     present = [*job.components, "lm_tokenizer", "image_processor"]
-    writer.write_json("model_index.json", layout.model_index(present, scheduler, job.settings))
+    index = layout.model_index(present, scheduler, job.settings)
+    writer.write_json("model_index.json", index)
+    writer.write_json("modular_model_index.json", layout.modular_index(index))
 
 
 def _facts(job: Job, title: str, nbytes: int, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -181,6 +181,30 @@ def model_index(components: Iterable[str], scheduler: str | None, settings: Mapp
     return {**index, **settings}
 
 
+def modular_index(standard: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of modular_model_index.json, from that of model_index.json: the parts that are there, and the settings.
+
+    Parts name no folder or repository: `FocusModularPipeline` looks for them where it found the index, so that a folder can be
+    moved, copied and uploaded as it is.
+    """
+    whole = standard.get("_class_name") != "FocusUnderstandPipeline"
+    index: dict[str, Any] = {
+        "_blocks_class_name": "FocusBlocks" if whole else "FocusAskBlocks",
+        "_class_name": "FocusModularPipeline",
+        "_diffusers_version": standard.get("_diffusers_version", diffusers_version),
+    }
+    for name, value in standard.items():
+        if name.startswith("_") or name in RESERVED:
+            continue
+        if name in LIBRARIES or name == "scheduler":
+            if value[1] is None:
+                continue
+            place = {"pretrained_model_name_or_path": None, "subfolder": name, "variant": None, "revision": None}
+            value = [*value, {"type_hint": list(value), **place}]
+        index[name] = value
+    return index
+
+
 def card(
     title: str, origins: Mapping[str, Mapping[str, Any]], plan: Plan, fills: Mapping[str, Sequence[str]], masks: bool
 ) -> str:

@@ -6,38 +6,38 @@ which latents may move and which pixels are replaced.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..processing.grids import decoded_size, latent_grid
-from ..processing.regions import Point, Scribble
 from ..steps import composite, denoise
-from ..steps.editing import EditPlace, EditPrompt, edit_codes, edit_place, generation_codes
-from ..steps.sampling import Generators
-from ._base import (
+from ..steps.arguments import (
     as_list,
     check_count,
     check_numbers,
-    check_text,
-    edit_mask,
+    check_output_type,
+    check_strength,
     generator_list,
-    region_masks,
-    spread,
-    token_sampling,
+    token_resolution,
 )
+from ..steps.editing import (
+    EditPlace,
+    check_place,
+    drawing,
+    edit_codes,
+    edit_places,
+    edit_prompts,
+    generation_codes,
+    warn_untrained,
+)
+from ..steps.encode import single_images
+from ..steps.sampling import Generators
 from ._segment import FocusSegmentMixin
-from .outputs import FocusEditOutput, FocusImageEncoding, FocusSegmentOutput
+from .outputs import FocusEditOutput, FocusSegmentOutput
 
-logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 StepCallback = Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -189,65 +189,48 @@ class FocusEditMixin(FocusSegmentMixin):
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
             mask_dilation, mask_blur,
         )  # fmt: skip
-        if not config.images_trained and not self._warned:
+        if not self._warned:  # once is enough
             self._warned = True
-            logger.warning(
-                "The language model of this checkpoint was not trained to write images: where an edit goes is its answer, what it "
-                "puts there means nothing yet."
-            )
+            warn_untrained(config)
         self._guidance_scale = config.default_guidance_scale if guidance_scale is None else guidance_scale
         self._interrupt = False
         device = self._execution_device
-        temperature = config.default_temperature if temperature is None else temperature
-        top_k = config.default_top_k if top_k is None else top_k
-        top_p = config.default_top_p if top_p is None else top_p
-        drawing = {
-            "guidance_scale": config.default_token_guidance_scale
-            if token_guidance_scale is None
-            else token_guidance_scale,
-            "semantic": token_sampling(temperature, top_k, top_p),
-            "pixel": token_sampling(temperature, 3 * top_k, top_p),
-            "before_model": self._wake,
-            "start_tokens": self._token_bar,
-        }
-        encoding, places, prompts = None, None, []
+        options = drawing(
+            config, token_guidance_scale=token_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        options["start_tokens"] = self._token_bar
+        encoding, places, images, edit_masks = None, None, [], []
         if image is None:
-            size = self._token_resolution(height, width)
-            descriptions = [
-                text for text in as_list(prompt, "prompt") or [prompt] for _ in range(num_images_per_prompt)
-            ]
-            count = len(descriptions)
-            generator = generator_list(generator, count)
-            codes = generation_codes(self, descriptions, size, generator=generator, **drawing)
+            size = token_resolution(self.image_processor, height, width)
+            texts = as_list(prompt, "prompt") or [prompt]
+            descriptions = [text for text in texts for _ in range(num_images_per_prompt)]
+            generator = generator_list(generator, len(descriptions))
+            codes = generation_codes(self, descriptions, size, generator=generator, **options)
         else:
-            encoding = self._single_images(image, "An edit")
-            size = self._token_resolution(height, width, encoding.size)
-            once = self._edit_prompts(encoding, prompt, target, region, mask_image)
+            encoding = single_images(self.encode_image(image), "An edit")
+            size = token_resolution(self.image_processor, height, width, encoding.size)
+            once = edit_prompts(self, encoding, prompt, config, target=target, region=region, mask_image=mask_image)
             generator = generator_list(generator, len(once) * num_images_per_prompt)
-            places = self._edit_places(encoding, once, mask_dilation)
+            places = edit_places(self, encoding, once, config, mask_dilation=mask_dilation)
             prompts = [one for one in once for _ in range(num_images_per_prompt)]
+            images = [one.image for one in prompts]
             edit_masks = [place.edit_mask for place in places for _ in range(num_images_per_prompt)]
-            count = len(prompts)
             if preserve_background and output_type != "latent" and not any(mask.any() for mask in edit_masks):
                 self.maybe_free_model_hooks()
-                unchanged = [self._own_pixels(encoding, one.image) for one in prompts]
+                unchanged = composite.own_pixels(self, encoding, images)
                 return self._edit_output(unchanged, places, output_type, return_dict)
-            codes = edit_codes(self, encoding, prompts, edit_masks, generator=generator, **drawing)
-        tokens = denoise.token_map(self, *codes)
+            codes = edit_codes(self, encoding, prompts, edit_masks, generator=generator, **options)
+        tokens = denoise.token_map(self, *codes).to(device)
         decoded = decoded_size(*size, self.image_processor.decode_scale)
         grid = latent_grid(*size, self.image_processor.decode_scale, self.image_processor.vae_scale_factor)
 
         latent_mask = source = None
         if encoding is not None:
-            on_grid = [
-                composite.place_on_grid(mask, encoding.inputs.placements[one.image], grid, "area")
-                for one, mask in zip(prompts, edit_masks)
-            ]
-            latent_mask = torch.stack(on_grid)[:, None].to(device)
+            latent_mask = composite.latent_masks(encoding, images, edit_masks, grid).to(device)
             if preserve_background or strength < 1.0:
-                source = self._source_latents(encoding, [one.image for one in prompts], decoded)
+                source = composite.source_latents(self, encoding, images, decoded, device)
         latents = self._denoise(
-            tokens.to(device),
+            tokens,
             latent_mask,
             source,
             size_index=denoise.resolution_index(config.resolution_group, *decoded),
@@ -255,7 +238,7 @@ class FocusEditMixin(FocusSegmentMixin):
             steps=steps,
             timesteps=timesteps,
             sigmas=sigmas,
-            strength=strength if source is not None else 1.0,
+            strength=strength,
             mask_guidance_scale=mask_guidance_scale,
             keep_source=preserve_background,
             noise=latents,
@@ -270,21 +253,18 @@ class FocusEditMixin(FocusSegmentMixin):
         pictures = denoise.decode_latents(self.vae, latents)
         self.maybe_free_model_hooks()
         if encoding is None:
-            images = list(pictures.float().cpu().add(1).div(2).clamp(0, 1))
-        else:
-            images = []
-            for one, mask, picture in zip(prompts, edit_masks, pictures):
-                placement = encoding.inputs.placements[one.image]
-                soft = None
-                if preserve_background:
-                    reach = (
-                        composite.relative_radius(config.mask_feather, *mask.shape) if mask_blur is None else mask_blur
-                    )
-                    soft = composite.soft_mask(mask, reach)
-                images.append(
-                    composite.composite(encoding.images[one.image], picture, soft, self.image_processor, placement)
-                )
-        return self._edit_output(images, places, output_type, return_dict)
+            return self._edit_output(composite.levels(pictures), places, output_type, return_dict)
+        results = composite.composite_edits(
+            self,
+            encoding,
+            images,
+            edit_masks,
+            pictures,
+            feather=config.mask_feather,
+            mask_blur=mask_blur,
+            preserve_background=preserve_background,
+        )
+        return self._edit_output(results, places, output_type, return_dict)
 
     # -- parts of a call -------------------------------------------------------------------------------------------------
 
@@ -303,12 +283,7 @@ class FocusEditMixin(FocusSegmentMixin):
         dilation,
         blur,
     ) -> None:
-        for text in as_list(prompt, "prompt") or [prompt]:
-            check_text(text, "prompt")
-        if target is not None:
-            for text in as_list(target, "target") or [target]:
-                if text is not None:
-                    check_text(text, "target")
+        check_place(prompt, target, region)
         if image is None:
             for name, value in (("target", target), ("region", region), ("mask_image", mask_image)):
                 if value is not None:
@@ -319,17 +294,13 @@ class FocusEditMixin(FocusSegmentMixin):
                 raise ValueError(
                     "strength is for edits: without an image there are no latents to start from. Leave it out."
                 )
-        if target is not None and region is not None:
-            raise ValueError("Both target and region were given; they say the same in two ways. Pass one of them.")
         check_count(steps, "num_inference_steps")
         check_count(per_prompt, "num_images_per_prompt")
         for name, value in (("mask_dilation", dilation), ("mask_blur", blur)):
             if value is not None:
                 check_count(value, name, least=0)
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        check_strength(strength)
+        check_output_type(output_type)
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -339,107 +310,6 @@ class FocusEditMixin(FocusSegmentMixin):
         self._require(
             purpose, "language_model", "lm_tokenizer", "visual_tokenizer", "unet", "vae", "scheduler", "image_processor"
         )
-
-    def _token_resolution(
-        self, height: int | None, width: int | None, of_image: tuple[int, int] | None = None
-    ) -> tuple[int, int]:
-        """The token resolution of a result; `of_image` is the one that an edit has to have."""
-        processor = self.image_processor
-        scale = processor.decode_scale
-        buckets = [tuple(bucket) for bucket in processor.buckets]
-        if height is None and width is None:
-            return of_image or buckets[0]
-        allowed = [of_image] if of_image is not None else buckets
-        sizes = [decoded_size(*bucket, scale) for bucket in allowed]
-        if (height, width) not in sizes:
-            known = ", ".join(f"{h} x {w}" for h, w in sizes)
-            hint = (
-                "Leave both out: an edit has the size of its image."
-                if of_image is not None
-                else "Pass one of these, or neither."
-            )
-            raise ValueError(f"This model renders {known} (height x width) here, got {height} x {width}. {hint}")
-        return allowed[sizes.index((height, width))]
-
-    def _edit_prompts(
-        self, encoding: FocusImageEncoding, prompt: Any, target: Any, region: Any, mask_image: Any
-    ) -> list[EditPrompt]:
-        if isinstance(mask_image, (np.ndarray, torch.Tensor)) and mask_image.ndim == 3 and 1 not in (
-            mask_image.shape[0], mask_image.shape[-1],
-        ):  # fmt: skip
-            mask_image = list(mask_image)
-        count, given = spread(len(encoding), prompt=prompt, target=target, region=region, mask_image=mask_image)
-        prompts = []
-        for row in range(count):
-            index = row if len(encoding) == count else 0
-            size = encoding.original_sizes[index]
-            regions = region_masks(given["region"][row], size)
-            mask = edit_mask(given["mask_image"][row], size)
-            if mask is None and not self._can_segment:
-                self._check_place(given["target"][row], given["region"][row])
-                # Nothing can say what lies in a box, so the box itself is the place.
-                mask = np.logical_or.reduce(regions) if regions else None
-                regions = ()
-            prompts.append(
-                EditPrompt(
-                    image=index,
-                    instruction=given["prompt"][row],
-                    target=given["target"][row],
-                    regions=regions,
-                    mask=mask,
-                    region_slots=self.config.edit_regions_trained,
-                )
-            )
-        return prompts
-
-    def _check_place(self, target: str | None, region: Any) -> None:
-        """Raise ValueError for places that only a mask decoder can find: words, and regions that are not areas."""
-        pointed = region if isinstance(region, (list, tuple)) else [region]
-        if target is not None or any(isinstance(one, (Point, Scribble)) for one in pointed):
-            self._require_masks("finding the place of an edit from words, a point or a scribble")
-
-    def _edit_places(
-        self, encoding: FocusImageEncoding, prompts: Sequence[EditPrompt], mask_dilation: int | None
-    ) -> list[EditPlace]:
-        everywhere = {one.image: np.ones(encoding.original_sizes[one.image], dtype=bool) for one in prompts}
-        if not self._can_segment:
-            # An original without segmentation edits the whole image, as it was trained to.
-            return [
-                EditPlace(everywhere[one.image][None], everywhere[one.image])
-                if one.mask is None
-                else edit_place(one, None, mask_dilation=mask_dilation)
-                for one in prompts
-            ]
-        asked = [row for row, one in enumerate(prompts) if one.where is not None]
-        found = dict(zip(asked, self._find(encoding, [prompts[row].where for row in asked]) if asked else []))
-        places = []
-        for row, one in enumerate(prompts):
-            place = edit_place(
-                one,
-                found.get(row),
-                edit_masks_trained=self.config.edit_masks_trained,
-                dilation=self.config.mask_dilation,
-                mask_dilation=mask_dilation,
-            )
-            if not place.edit_mask.any():
-                if self.config.edit_without_mask and one.target is None and not one.regions:
-                    place.edit_mask = everywhere[one.image]
-                else:
-                    logger.warning(
-                        f"Nothing in the image was found for {(one.target or one.instruction)!r}; it is returned unchanged. Point "
-                        "at the object with region=..., or pass mask_image."
-                    )
-            places.append(place)
-        return places
-
-    def _source_latents(self, encoding: FocusImageEncoding, images: list[int], size: tuple[int, int]) -> torch.Tensor:
-        """Latents of the images on canvases of the decoded size, [B, 4, h, w]."""
-        used = sorted(set(images))
-        canvases = torch.stack(
-            [composite.canvas_image(encoding.images[i], encoding.inputs.placements[i], size) for i in used]
-        )
-        latents = denoise.encode_latents(self.vae, canvases.to(self._execution_device))
-        return latents[[used.index(i) for i in images]]
 
     def _denoise(
         self,
@@ -462,47 +332,38 @@ class FocusEditMixin(FocusSegmentMixin):
         tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
-        device, dtype = tokens.device, self.unet.dtype
         schedule = denoise.prepare_timesteps(
-            self.scheduler, steps, device, timesteps=timesteps, sigmas=sigmas, strength=strength
+            self.scheduler, steps, tokens.device, timesteps=timesteps, sigmas=sigmas, strength=strength
         )
-        shape = (len(tokens), self.unet.config.out_channels, *grid)
-        if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"latents have the shape {list(noise.shape)}; this call needs {list(shape)}.")
-        noise = noise.to(device=device, dtype=dtype)
-        if source is not None:
-            source = source.to(device=device, dtype=dtype)
-        if strength < 1.0:
-            latents = self.scheduler.add_noise(source, noise, schedule[:1].expand(len(noise)))
-        else:
-            latents = noise * self.scheduler.init_noise_sigma
-        background = None
-        if source is not None and keep_source and latent_mask is not None:
-            background = denoise.LatentBackground(source, noise, latent_mask > 0)
-
+        latents, background = denoise.prepare_latents(
+            self,
+            (len(tokens), self.unet.config.out_channels, *grid),
+            schedule,
+            source=source,
+            latent_mask=latent_mask,
+            strength=strength,
+            keep_source=keep_source,
+            noise=noise,
+            generator=generator,
+            device=tokens.device,
+        )
         token_map = tokens
-        count = self.config.num_text_tokens
-        prompt_embeds = denoise.mask_sequence(self, latent_mask, token_map, count)
-        negative_prompt_embeds = prompt_embeds
-        if self.do_classifier_free_guidance:
-            negative_prompt_embeds = denoise.mask_sequence(self, latent_mask, torch.zeros_like(token_map), count)
-        accepted = inspect.signature(self.scheduler.step).parameters
-        extra: dict[str, Any] = {"eta": eta} if "eta" in accepted else {}
-        if "generator" in accepted:
-            extra["generator"] = generator
+        prompt_embeds, negative_prompt_embeds = denoise.guidance_sequences(
+            self, latent_mask, token_map, self.config.num_text_tokens, self.do_classifier_free_guidance
+        )
+        step_arguments = denoise.step_arguments(self.scheduler, eta, generator)
         has_mask = latent_mask is not None and self.mask_conditioner is not None
         self._num_timesteps = len(schedule)
         with self.progress_bar(total=len(schedule)) as bar:
             for i, t in enumerate(schedule):
                 if self.interrupt:
                     continue
+                # Made anew each step: a callback may end the guidance.
                 denoiser = denoise.Denoiser(
                     self.unet, self.scheduler, size_index, self.guidance_scale, mask_guidance_scale, has_mask
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
-                latents = self.scheduler.step(predicted, t, latents, **extra, return_dict=False)[0].to(dtype)
+                latents = denoise.advance(self.scheduler, predicted, t, latents, step_arguments)
                 if background is not None:
                     following = schedule[i + 1] if i + 1 < len(schedule) else None
                     latents = background.restore(latents, self.scheduler, following)
@@ -536,9 +397,6 @@ class FocusEditMixin(FocusSegmentMixin):
             return not self._interrupt
 
         return step
-
-    def _own_pixels(self, encoding: FocusImageEncoding, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(encoding.images[index])).permute(2, 0, 1).float().div(255)
 
     def _edit_output(
         self, images: Any, places: list[EditPlace] | None, output_type: str, return_dict: bool

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
-from ..steps.segment import FoundObjects, MaskPrompt, segment_prompts
-from ._base import FocusPipelineMixin, check_count, check_numbers, check_text, region_masks, spread
-from .outputs import FocusImageEncoding, FocusSegmentOutput
+from ..steps.encode import single_images
+from ..steps.segment import MAX_NAMES, check_request, find_objects, mask_request, require_masks
+from ._base import FocusPipelineMixin
+from .outputs import FocusSegmentOutput
 
 
 class FocusSegmentMixin(FocusPipelineMixin):
@@ -26,7 +24,7 @@ class FocusSegmentMixin(FocusPipelineMixin):
         *,
         classes: list[str] | list[list[str]] | None = None,
         task: str | None = None,
-        max_new_tokens: int = 48,
+        max_new_tokens: int = MAX_NAMES,
         score_threshold: float | None = None,
         fallback_threshold: float | None = None,
         return_dict: bool = True,
@@ -51,129 +49,26 @@ class FocusSegmentMixin(FocusPipelineMixin):
         Raises:
             TypeError, ValueError: an argument or a component does not fit.
         """
-        given = [
-            name for name, value in (("target", target), ("region", region), ("classes", classes)) if value is not None
-        ]
-        if len(given) != 1:
-            raise ValueError(
-                f"Segmenting takes exactly one of target, region and classes, got {' and '.join(given) or 'none of them'}. Call "
-                "it once for each."
-            )
-        if task not in (None, REFERRING, REASONING):
-            raise ValueError(
-                f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.'
-            )
-        self._require_masks("segmenting")
+        check_request(target, region, classes, task)  # before the images are read
+        require_masks(self, self.config, "segmenting")
         self._require("segmenting", "language_model", "lm_tokenizer")
-        check_count(max_new_tokens, "max_new_tokens")
-        check_numbers(score_threshold=score_threshold, fallback_threshold=fallback_threshold)
-        nested = (
-            target is not None
-            and isinstance(target, (list, tuple))
-            and any(isinstance(t, (list, tuple)) for t in target)
-        )
-        if target is not None:
-            for text in _leaves(target):
-                check_text(text, "target")
-        if classes is not None:
-            classes = _class_lists(classes)
-        encoding = self._single_images(image, "Segmenting")
-        count, lists = spread(len(encoding), target=target, region=region, classes=classes)
-        prompts: list[MaskPrompt] = []
-        lengths = []
-        for row in range(count):
-            index = row if len(encoding) == count else 0
-            if target is not None:
-                texts = lists["target"][row]
-                texts = list(texts) if isinstance(texts, (list, tuple)) else [texts]
-                prompts += [MaskPrompt(index, task or REFERRING, text) for text in texts]
-                lengths.append(len(texts))
-                continue
-            if region is not None:
-                masks = region_masks(lists["region"][row], encoding.original_sizes[index])
-                prompts.append(MaskPrompt(index, INTERACTIVE, None, masks))
-            else:
-                prompts.append(MaskPrompt(index, CLASS, lists["classes"][row]))
-            lengths.append(1)
-        found = self._find(encoding, prompts, max_new_tokens, score_threshold, fallback_threshold)
-        self.maybe_free_model_hooks()
-
-        def entries(read: Callable[[FoundObjects], Any]) -> list[Any]:
-            values = [read(one) for one in found]
-            if not nested:
-                return values
-            ends = np.cumsum(lengths)
-            return [values[end - length : end] for end, length in zip(ends, lengths)]
-
-        output = FocusSegmentOutput(
-            masks=entries(lambda one: one.masks),
-            scores=entries(lambda one: one.scores),
-            labels=entries(lambda one: one.labels),
-            text=entries(lambda one: one.text),
-            instance_embeds=entries(lambda one: one.instance_embeds),
-        )
-        return output if return_dict else output.to_tuple()
-
-    @property
-    def _can_segment(self) -> bool:
-        """Whether there is a mask decoder, and a trained one."""
-        return getattr(self, "mask_decoder", None) is not None and bool(self.config.masks_trained)
-
-    def _require_masks(self, purpose: str) -> None:
-        """Raise ValueError, with what to do instead, unless masks can be found."""
-        if self._can_segment:
-            return
-        lacking = "has no mask_decoder" if self.mask_decoder is None else "has a mask_decoder that is not trained yet"
-        raise ValueError(
-            f"This pipeline {lacking}, which {purpose} needs. Edits take a mask instead: mask_image=..., or region=Box(...) or "
-            "Mask(...). To train one, start from a ConvNeXt and Mask2Former weights and run the stages 0-encoders, 2 and 3 of "
-            "`diffusers-focus train`; then load with masks_trained=True."
-        )
-
-    def _find(
-        self,
-        encoding: FocusImageEncoding,
-        prompts: Sequence[MaskPrompt],
-        max_new_tokens: int = 48,
-        score_threshold: float | None = None,
-        fallback_threshold: float | None = None,
-    ) -> list[FoundObjects]:
-        config = self.config
-        return segment_prompts(
+        encoding = single_images(self.encode_image(image), "Segmenting")
+        request = mask_request(encoding, target, region, classes=classes, task=task)
+        found = find_objects(
             self,
             encoding,
-            prompts,
+            request.prompts,
+            self.config,
             max_new_tokens=max_new_tokens,
-            score_threshold=config.score_threshold if score_threshold is None else score_threshold,
-            fallback_threshold=config.fallback_threshold if fallback_threshold is None else fallback_threshold,
-            duplicate_iou=config.duplicate_iou,
-            before_model=self._wake,
+            score_threshold=score_threshold,
+            fallback_threshold=fallback_threshold,
         )
-
-    def _single_images(self, image: Any, what: str) -> FocusImageEncoding:
-        encoding = self.encode_image(image)
-        if any(number != 1 for number in encoding.counts):
-            raise ValueError(
-                f"{what} takes one image per prompt, got {encoding.counts} images. Pass a flat list of images."
-            )
-        return encoding
-
-
-def _leaves(values: Any) -> list[Any]:
-    """All texts of a text, a list of them or a list of lists."""
-    if not isinstance(values, (list, tuple)):
-        return [values]
-    if len(values) == 0:
-        raise ValueError("target is an empty list. Pass at least one expression.")
-    return [leaf for value in values for leaf in _leaves(value)]
-
-
-def _class_lists(classes: Any) -> list[list[str]]:
-    """Names as a list of lists; a flat list serves every image."""
-    if isinstance(classes, str) or not isinstance(classes, (list, tuple)) or not classes:
-        raise TypeError(f'classes must be a list of names such as ["cat", "dog"], got {classes!r}.')
-    lists = [list(names) for names in classes] if isinstance(classes[0], (list, tuple)) else [list(classes)]
-    for names in lists:
-        for name in names:
-            check_text(name, "classes")
-    return lists
+        self.maybe_free_model_hooks()
+        output = FocusSegmentOutput(
+            masks=request.grouped([one.masks for one in found]),
+            scores=request.grouped([one.scores for one in found]),
+            labels=request.grouped([one.labels for one in found]),
+            text=request.grouped([one.text for one in found]),
+            instance_embeds=request.grouped([one.instance_embeds for one in found]),
+        )
+        return output if return_dict else output.to_tuple()

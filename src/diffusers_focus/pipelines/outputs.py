@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
-
-from ..steps import encode
-
-
-@dataclass
-class FocusImageEncoding(encode.FocusImageEncoding):
-    """Encoded images, as `encode_image` returns them: pass this to later calls in place of the images.
-
-    Args:
-        images: the images as they were given, upright RGB of 8 bits a channel; edits keep their pixels.
-    """
-
-    images: tuple[Image.Image, ...] = ()
-
-    @classmethod
-    def of(cls, encoding: encode.FocusImageEncoding, images: tuple[Image.Image, ...]) -> FocusImageEncoding:
-        """An encoding together with the images it was made from."""
-        return cls(**{field.name: getattr(encoding, field.name) for field in fields(encoding)}, images=images)
 
 
 @dataclass

@@ -21,14 +21,9 @@ from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
-from ._base import check_fit
+from ..steps.fit import check_fit
+from ..steps.settings import RESOLUTION_GROUP
 from ._edit import FocusEditMixin
-
-# [width, height] of the sizes that the original UNet's resolution index stands for, in its order.
-RESOLUTION_GROUP = (
-    (1024, 1024), (768, 1024), (1024, 768), (512, 2048), (2048, 512), (640, 1920), (1920, 640), (768, 1536), (1536, 768),
-    (768, 1152), (1152, 768), (512, 512),
-)  # fmt: skip
 
 
 class FocusSegmentEditMixin(FocusEditMixin):

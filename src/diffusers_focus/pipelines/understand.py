@@ -11,22 +11,11 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokeniz
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
-from ..processing.prompts import REGION_UNDERSTAND, UNDERSTAND
+from ..steps.arguments import check_texts
 from ..steps.encode import FocusMixedEncoding
-from ..steps.segment import embed_regions
-from ..steps.sequence import FocusContext, suffix_row
-from ..steps.understand import answer_prompts
-from ._base import (
-    FocusPipelineMixin,
-    as_list,
-    check_count,
-    check_fit,
-    check_text,
-    generator_list,
-    region_masks,
-    spread,
-    token_sampling,
-)
+from ..steps.fit import check_fit
+from ..steps.understand import MAX_ANSWER, answer_questions
+from ._base import FocusPipelineMixin
 from .outputs import FocusImageEncoding, FocusTextOutput
 
 
@@ -40,7 +29,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         prompt: str | list[str],
         region: Any = None,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_ANSWER,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -68,42 +57,16 @@ class FocusUnderstandMixin(FocusPipelineMixin):
             TypeError, ValueError: an argument or a component does not fit.
         """
         self._require("answering questions", "language_model", "lm_tokenizer")
-        check_count(max_new_tokens, "max_new_tokens")
-        for text in as_list(prompt, "prompt") or [prompt]:
-            check_text(text, "prompt")
-        sampling = token_sampling(temperature, top_k, top_p)
-        encoding = None if image is None else self._question_images(image)
-        groups = 1 if encoding is None else len(encoding.counts)
-        count, given = spread(groups, prompt=prompt, region=region)
-        generator = generator_list(generator, count)
-        prompts = list(range(groups)) if groups == count else [0] * count
-        if region is not None and (encoding is None or any(number != 1 for number in encoding.counts)):
-            raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
-        masks = [
-            region_masks(one, encoding.original_sizes[index]) if encoding is not None else ()
-            for index, one in zip(prompts, given["region"])
-        ]
-        context = FocusContext.of(self)
-        rows = []
-        for index, text, regions in zip(prompts, given["prompt"], masks):
-            task = REGION_UNDERSTAND if regions else UNDERSTAND
-            number = 0 if encoding is None else encoding.counts[index]
-            parts = context.style.suffix(task, text=text, num_images=number, num_regions=len(regions))
-            rows.append(suffix_row(context, parts))
-        region_tokens = None
-        if isinstance(encoding, FocusImageEncoding):
-            images = [index for index, regions in zip(prompts, masks) for _ in regions]
-            region_tokens = embed_regions(self, encoding, images, [mask for regions in masks for mask in regions])
-        self._wake("language_model")
-        text = answer_prompts(
+        check_texts(prompt, "prompt")  # before the images are read
+        text = answer_questions(
             self,
-            encoding,
-            rows,
-            prompts,
-            task=UNDERSTAND,
-            region_tokens=region_tokens,
+            None if image is None else self._question_images(image),
+            prompt,
+            region,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             generator=generator,
         )
         self.maybe_free_model_hooks()
@@ -156,7 +119,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
         prompt: str | list[str],
         region: Any = None,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_ANSWER,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,

@@ -206,7 +206,7 @@ class Mask:
     array: np.ndarray
 
     def __post_init__(self) -> None:
-        array = np.array(_binary_mask(self.array))
+        array = np.array(binary_mask(self.array))
         if not array.any():
             raise ValueError(
                 "The mask of a region is empty: not a single pixel is inside. Mark at least one pixel, or leave the "
@@ -246,7 +246,7 @@ def check_region(region: Any, height: int, width: int) -> None:
     region.rasterize(height, width)
 
 
-def _binary_mask(array: Any) -> np.ndarray:
+def binary_mask(array: Any) -> np.ndarray:
     """Any mask-like array as bool [height, width]."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()

@@ -7,13 +7,17 @@ soft edit mask is the user's own, bit for bit and at the user's resolution.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..processing.images import FocusImageProcessor, Placement
-from ..processing.masks import box_mask, dilate, feather, resample_mask
+from ..processing.masks import box_mask, dilate, resample_mask
+from ..processing.masks import feather as soften
+from .denoise import encode_latents
+from .encode import Components, FocusImageEncoding, own_images
 
 # Verbs after which an object may take another outline, so that its own mask is too small a place.
 _NEW_OUTLINE = re.compile(
@@ -46,7 +50,7 @@ def soft_mask(mask: np.ndarray, reach: int) -> torch.Tensor:
     # All of the inside is the edit's, or a rim of the old object would stay; the slope lies outside, half of it grown first.
     slope = (reach + 1) // 2
     hard = torch.from_numpy(mask)
-    soft = feather(dilate(hard, reach - slope).float(), slope)
+    soft = soften(dilate(hard, reach - slope).float(), slope)
     return torch.where(hard, 1.0, soft)
 
 
@@ -68,6 +72,35 @@ def place_on_grid(mask: np.ndarray, placement: Placement, size: tuple[int, int],
         mode: "any" (token grids) or "area" (latent grid), see `resample_mask`.
     """
     return resample_mask(placement.place_mask(torch.from_numpy(mask), mode), size, mode)
+
+
+def latent_masks(
+    encoding: FocusImageEncoding, images: Sequence[int], edit_masks: Sequence[np.ndarray], grid: tuple[int, int]
+) -> torch.Tensor:
+    """Edit masks on the latent grid: float32 [B, 1, rows, columns], the share of each cell that may change.
+
+    Args:
+        images: of each edit, its image in the encoding.
+        edit_masks: bool [height, width], of each edit.
+    """
+    placements = encoding.inputs.placements
+    on_grid = [place_on_grid(mask, placements[image], grid, "area") for image, mask in zip(images, edit_masks)]
+    return torch.stack(on_grid)[:, None]
+
+
+def source_latents(
+    components: Components,
+    encoding: FocusImageEncoding,
+    images: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Latents of the images of B edits on canvases of the decoded size, [B, 4, h, w]; each image is encoded once."""
+    used = sorted(set(images))
+    own, placements = own_images(components, encoding), encoding.inputs.placements
+    canvases = torch.stack([canvas_image(own[i], placements[i], size) for i in used])
+    latents = encode_latents(components.vae, canvases.to(device))
+    return latents[[used.index(i) for i in images]]
 
 
 def composite(
@@ -92,6 +125,47 @@ def composite(
         return restored
     own = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
     return torch.where(soft > 0, own + soft * (restored - own), own)
+
+
+def composite_edits(
+    components: Components,
+    encoding: FocusImageEncoding,
+    images: Sequence[int],
+    edit_masks: Sequence[np.ndarray],
+    pictures: torch.Tensor,
+    *,
+    feather: float,
+    mask_blur: int | None = None,
+    preserve_background: bool = True,
+) -> list[torch.Tensor]:
+    """B edited images at the size of their originals, float32 [3, height, width] in [0, 1]; see `composite`.
+
+    Args:
+        images: of each edit, its image in the encoding.
+        edit_masks: bool [height, width] of each.
+        pictures: [B, 3, H, W] in [-1, 1] from the decoder.
+        feather: reach of the soft edge as a share of the shorter side; `mask_blur` is the same in pixels and comes first.
+        preserve_background: False takes the decoded picture everywhere.
+    """
+    own, results = own_images(components, encoding), []
+    for image, mask, picture in zip(images, edit_masks, pictures):
+        soft = None
+        if preserve_background:
+            soft = soft_mask(mask, relative_radius(feather, *mask.shape) if mask_blur is None else mask_blur)
+        placement = encoding.inputs.placements[image]
+        results.append(composite(own[image], picture, soft, components.image_processor, placement))
+    return results
+
+
+def own_pixels(components: Components, encoding: FocusImageEncoding, images: Sequence[int]) -> list[torch.Tensor]:
+    """The images of B edits as they were given: float32 [3, height, width] in [0, 1]."""
+    own = own_images(components, encoding)
+    return [torch.from_numpy(np.array(own[image])).permute(2, 0, 1).float().div(255) for image in images]
+
+
+def levels(pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Decoded pictures [B, 3, H, W] in [-1, 1] as float32 [3, H, W] in [0, 1] on the CPU."""
+    return list(pictures.float().cpu().add(1).div(2).clamp(0, 1))
 
 
 def to_output(images: list[torch.Tensor], output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor | list:

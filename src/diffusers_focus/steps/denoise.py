@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.torch_utils import randn_tensor
 
+from .arguments import check_count
 from .encode import Components
+from .sampling import Generators
 
 TIME_IDS = 6  # SDXL's size conditioning has six numbers; here all but the last are zero
 
@@ -42,6 +45,8 @@ def prepare_timesteps(
     Raises:
         ValueError: no steps, both schedules, or a scheduler that takes none of its own.
     """
+    if num_inference_steps is not None:
+        check_count(num_inference_steps, "num_inference_steps")
     if timesteps is not None and sigmas is not None:
         raise ValueError("Both timesteps and sigmas were given. Pass one of them.")
     for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
@@ -110,6 +115,16 @@ def mask_sequence(
     if latent_mask is None or components.mask_conditioner is None:
         return zeros
     return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).to(unet.dtype)], dim=1)
+
+
+def guidance_sequences(
+    components: Components, latent_mask: torch.Tensor | None, tokens: torch.Tensor, num_text_tokens: int, guided: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`mask_sequence` of the token map and, for the unconditional branch, of a zeroed one (the same one if not `guided`)."""
+    prompt_embeds = mask_sequence(components, latent_mask, tokens, num_text_tokens)
+    if not guided:
+        return prompt_embeds, prompt_embeds
+    return prompt_embeds, mask_sequence(components, latent_mask, torch.zeros_like(tokens), num_text_tokens)
 
 
 @dataclass
@@ -209,6 +224,70 @@ class LatentBackground:
         if next_timestep is not None:
             source = scheduler.add_noise(source, self.noise, next_timestep.reshape(1).expand(len(source)))
         return torch.where(self.free, latents, source.to(latents.dtype))
+
+
+def prepare_latents(
+    components: Components,
+    shape: tuple[int, int, int, int],
+    timesteps: torch.Tensor,
+    *,
+    source: torch.Tensor | None = None,
+    latent_mask: torch.Tensor | None = None,
+    strength: float = 1.0,
+    keep_source: bool = False,
+    noise: torch.Tensor | None = None,
+    generator: Generators = None,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, LatentBackground | None]:
+    """What a denoising starts from, in the UNet's dtype, and what it keeps outside an edit.
+
+    Args:
+        shape: [B, 4, h, w] of the latents.
+        timesteps: from `prepare_timesteps`.
+        source: clean latents of the images to edit, of that shape; None draws from noise alone.
+        latent_mask: [B, 1, h, w], above 0 where an edit may change latents.
+        strength: below 1 the source itself is noised and denoised on.
+        keep_source: whether the source stays outside the mask.
+        noise: of unit variance, in place of a drawn one.
+        generator: for the noise; a list has one for each of B.
+
+    Raises:
+        ValueError: noise of another shape.
+    """
+    dtype = components.unet.dtype
+    if noise is None:
+        noise = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=dtype)
+    elif tuple(noise.shape) != shape:
+        raise ValueError(f"latents have the shape {list(noise.shape)}; this call needs {list(shape)}.")
+    noise = noise.to(device=device, dtype=dtype)
+    if source is not None:
+        source = source.to(device=device, dtype=dtype)
+    scheduler = components.scheduler
+    if source is not None and strength < 1.0:
+        latents = scheduler.add_noise(source, noise, timesteps[:1].expand(len(noise)))
+    else:
+        latents = noise * scheduler.init_noise_sigma
+    if source is None or not keep_source or latent_mask is None:
+        return latents, None
+    return latents, LatentBackground(source, noise, latent_mask > 0)
+
+
+def step_arguments(scheduler: Any, eta: float, generator: Generators) -> dict[str, Any]:
+    """What this scheduler's `step` takes beyond the model's output: of `eta` and `generator` those it knows."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+
+
+def advance(
+    scheduler: Any, predicted: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor, arguments: dict[str, Any]
+) -> torch.Tensor:
+    """One step of the scheduler: latents [B, 4, h, w] at the next noise level, in the dtype they had.
+
+    Args:
+        predicted: from `Denoiser.predict`.
+        arguments: from `step_arguments`.
+    """
+    return scheduler.step(predicted, timestep, latents, **arguments, return_dict=False)[0].to(latents.dtype)
 
 
 def encode_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:

@@ -9,19 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from ..processing.grammar import TokenSampling, VisualTokenGrammar
 from ..processing.grids import pixel_grid, semantic_grid
 from ..processing.prompts import EDIT, GENERATE, INTERACTIVE, REFERRING, UNCONDITIONAL
+from ..processing.regions import Point, Scribble
+from .arguments import (
+    check_count,
+    check_numbers,
+    check_texts,
+    edit_mask,
+    mask_list,
+    region_masks,
+    spread,
+    token_sampling,
+)
 from .composite import grow_mask, needs_box, place_on_grid, relative_radius
-from .encode import Components, FocusImageEncoding, source_codes
+from .encode import Components, FocusImageEncoding, embed_regions, source_codes, wake
 from .sampling import Generators
-from .segment import FoundObjects, MaskPrompt, embed_regions
+from .segment import FoundObjects, MaskPrompt, can_segment, find_objects, require_masks
 from .sequence import FocusContext, encode_prefix, suffix_row
+from .settings import Settings
 from .visual_tokens import block_template, write_codes
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +96,68 @@ class EditPlace:
     edit_mask: np.ndarray
 
 
+def check_place(prompt: Any, target: Any, region: Any) -> None:
+    """Raise TypeError or ValueError where instructions are no texts or their place is said in two ways."""
+    check_texts(prompt, "prompt")
+    for text in target if isinstance(target, (list, tuple)) else [target]:
+        if text is not None:
+            check_texts(text, "target")
+    if target is not None and region is not None:
+        raise ValueError("Both target and region were given; they say the same in two ways. Pass one of them.")
+
+
+def edit_prompts(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompt: Any,
+    settings: Settings,
+    *,
+    target: Any = None,
+    region: Any = None,
+    mask_image: Any = None,
+    masks_may_be_empty: bool = False,
+) -> list[EditPrompt]:
+    """What a caller wants changed: one edit for each image, or several of a single one.
+
+    Args:
+        encoding: of single images.
+        prompt: an instruction or a list of them.
+        target, region: what it is about, in words or by pointing; a list has one entry an edit.
+        mask_image: exactly the pixels that may change, at the size of the image; a list has one entry an edit.
+        masks_may_be_empty: whether a mask without any pixel means that nothing was found; otherwise it is refused.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or a place that only a mask decoder can find where there is none.
+    """
+    check_place(prompt, target, region)
+    mask_image = mask_list(mask_image)
+    count, given = spread(len(encoding), prompt=prompt, target=target, region=region, mask_image=mask_image)
+    prompts = []
+    for row in range(count):
+        index = row if len(encoding) == count else 0
+        size = encoding.original_sizes[index]
+        target, region = given["target"][row], given["region"][row]
+        regions = region_masks(region, size)
+        mask = edit_mask(given["mask_image"][row], size, may_be_empty=masks_may_be_empty)
+        if mask is None and not can_segment(components, settings):
+            pointed = region if isinstance(region, (list, tuple)) else [region]
+            if target is not None or any(isinstance(one, (Point, Scribble)) for one in pointed):
+                require_masks(components, settings, "finding the place of an edit from words, a point or a scribble")
+            # Nothing can say what lies in a box, so the box itself is the place.
+            mask = np.logical_or.reduce(regions) if regions else None
+        prompts.append(
+            EditPrompt(
+                image=index,
+                instruction=given["prompt"][row],
+                target=target,
+                regions=regions,
+                mask=mask,
+                region_slots=settings.edit_regions_trained,
+            )
+        )
+    return prompts
+
+
 def edit_place(
     prompt: EditPrompt,
     found: FoundObjects | None,
@@ -115,6 +193,80 @@ def edit_place(
     return EditPlace(found.masks, mask)
 
 
+def edit_places(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[EditPrompt],
+    settings: Settings,
+    *,
+    mask_dilation: int | None = None,
+) -> list[EditPlace]:
+    """Where B edits take place; one reading of the language model for all whose place is not given."""
+    if mask_dilation is not None:
+        check_count(mask_dilation, "mask_dilation", least=0)
+    everywhere = {one.image: np.ones(encoding.original_sizes[one.image], dtype=bool) for one in prompts}
+    if not can_segment(components, settings):
+        # An original without segmentation edits the whole image, as it was trained to.
+        return [
+            EditPlace(everywhere[one.image][None], everywhere[one.image])
+            if one.mask is None
+            else edit_place(one, None, mask_dilation=mask_dilation)
+            for one in prompts
+        ]
+    asked = [(row, one.where) for row, one in enumerate(prompts) if one.where is not None]
+    answers = find_objects(components, encoding, [where for _, where in asked], settings) if asked else []
+    found = {row: answer for (row, _), answer in zip(asked, answers)}
+    places = []
+    for row, one in enumerate(prompts):
+        place = edit_place(
+            one,
+            found.get(row),
+            edit_masks_trained=settings.edit_masks_trained,
+            dilation=settings.mask_dilation,
+            mask_dilation=mask_dilation,
+        )
+        if not place.edit_mask.any():
+            if settings.edit_without_mask and one.target is None and not one.regions:
+                place.edit_mask = everywhere[one.image]
+            else:
+                logger.warning(
+                    f"Nothing in the image was found for {(one.target or one.instruction)!r}; it is returned unchanged. Point "
+                    "at the object with region=..., or pass mask_image."
+                )
+        places.append(place)
+    return places
+
+
+def drawing(
+    settings: Settings,
+    *,
+    token_guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> dict[str, Any]:
+    """How visual tokens are drawn, as arguments of `edit_codes` and `generation_codes`; None takes the pipeline's own."""
+    check_numbers(token_guidance_scale=token_guidance_scale)
+    temperature = settings.default_temperature if temperature is None else temperature
+    top_k = settings.default_top_k if top_k is None else top_k
+    top_p = settings.default_top_p if top_p is None else top_p
+    scale = settings.default_token_guidance_scale if token_guidance_scale is None else token_guidance_scale
+    return {
+        "guidance_scale": scale,
+        "semantic": token_sampling(temperature, top_k, top_p),
+        "pixel": token_sampling(temperature, 3 * top_k, top_p),
+    }
+
+
+def warn_untrained(settings: Settings) -> None:
+    """Say so where a language model was not trained to write images."""
+    if not settings.images_trained:
+        logger.warning(
+            "The language model of this checkpoint was not trained to write images: where an edit goes is its answer, what it "
+            "puts there means nothing yet."
+        )
+
+
 def edit_codes(
     components: Components,
     encoding: FocusImageEncoding,
@@ -125,7 +277,6 @@ def edit_codes(
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
     generator: Generators = None,
-    before_model: Callable[[str], None] | None = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of B edited images: semantic int64 [B, hs, ws] and pixel int64 [B, hp, wp].
@@ -133,7 +284,6 @@ def edit_codes(
     Args:
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
         guidance_scale, semantic, pixel, generator: see `write_codes`.
-        before_model: see `read_masks`.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
     context = FocusContext.of(components)
@@ -161,8 +311,7 @@ def edit_codes(
         for prompt in prompts
     ]
     without = suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))
-    if before_model is not None:
-        before_model("language_model")
+    wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
         components,
@@ -192,7 +341,6 @@ def generation_codes(
     semantic: TokenSampling = TokenSampling(),  # noqa: B008
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
     generator: Generators = None,
-    before_model: Callable[[str], None] | None = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of B images drawn from descriptions; see `edit_codes`.
@@ -209,8 +357,7 @@ def generation_codes(
         for prompt in prompts
     ]
     without = suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], num_images=0, height_width=size))
-    if before_model is not None:
-        before_model("language_model")
+    wake(components, "language_model")
     prefix = encode_prefix(components, context, None, task=GENERATE)
     drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)
     ids = write_codes(

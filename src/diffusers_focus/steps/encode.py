@@ -7,15 +7,18 @@ image's own codes, the language model's prefix) is computed at first use and kep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ..models.mask_decoder import FocusMaskDecoder, FocusPixelFeatures
 from ..models.vision_encoder import FocusVisionEncoder, FocusVisionOutput
 from ..models.visual_tokenizer import FocusVisualTokenizer
-from ..processing.images import FocusImageInputs, FocusImageProcessor, Placement
+from ..processing.images import FocusImageInputs, FocusImageProcessor, Placement, load_image_any
 
 if TYPE_CHECKING:
     from .sequence import PrefixCache
@@ -45,6 +48,7 @@ class FocusImageEncoding:
         vision: tokens and feature maps, batch n.
         mask_pixels: the mask decoder's pixel features, filled by `mask_pixels`.
         codes: (semantic [n, hs, ws], pixel [n, hp, wp]) int64, the images' own codes, filled by `source_codes`.
+        images: the images as they were given, upright RGB of 8 bits a channel, whose pixels edits keep; see `own_images`.
         prefixes: the language model's caches over system text, image blocks and query slots, filled by
             `sequence.encode_prefix`; one entry unless the style puts a tag before the image.
     """
@@ -53,6 +57,7 @@ class FocusImageEncoding:
     vision: FocusVisionOutput
     mask_pixels: FocusPixelFeatures | None = None
     codes: tuple[torch.Tensor, torch.Tensor] | None = None
+    images: tuple[Image.Image, ...] = ()
     prefixes: dict[Any, PrefixCache] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -121,7 +126,17 @@ def encode_image(components: Components, image: Any, *, device: torch.device | N
         return image
     own_device, dtype = _weights_of(components.vision_encoder)
     inputs = components.image_processor.preprocess(image)
-    return _encode(components, inputs.to(device=device or own_device, dtype=dtype))
+    encoding = _encode(components, inputs.to(device=device or own_device, dtype=dtype))
+    encoding.images = tuple(load_image_any(one) for one in _flatten(image))
+    return encoding
+
+
+def _flatten(image: Any) -> list[Any]:
+    if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+        return list(image)
+    if not isinstance(image, (list, tuple)):
+        return [image]
+    return [one for group in image for one in (group if isinstance(group, (list, tuple)) else [group])]
 
 
 def encode_tensors(
@@ -156,6 +171,52 @@ def _encode(
         inputs.pixel_values_low, inputs.pixel_values_high, pixel_features=pixel_features, pixel_values=pixel_values
     )
     return FocusImageEncoding(inputs, vision)
+
+
+def own_images(components: Components, encoding: FocusImageEncoding) -> tuple[Image.Image, ...]:
+    """The images as they were given; of an encoding made from tensors, what its canvases show at the images' size."""
+    if not encoding.images:
+        processor = components.image_processor
+        canvases = processor.postprocess(encoding.inputs.pixel_values, "pil")
+        places = encoding.inputs.placements
+        encoding.images = tuple(processor.restore_image(canvas, place) for canvas, place in zip(canvases, places))
+    return encoding.images
+
+
+def single_images(encoding: FocusImageEncoding, what: str) -> FocusImageEncoding:
+    """The encoding itself; raises ValueError where a prompt has several images."""
+    if any(number != 1 for number in encoding.counts):
+        raise ValueError(
+            f"{what} takes one image per prompt, got {encoding.counts} images. Pass a flat list of images."
+        )
+    return encoding
+
+
+def wake(components: Components, name: str) -> None:
+    """Bring a component to its device before it is used through its parts; offloading watches its forward only."""
+    module = getattr(components, name)
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(module)
+
+
+def embed_regions(
+    components: Components, encoding: FocusImageEncoding, image_index: Sequence[int], regions: Sequence[np.ndarray]
+) -> torch.Tensor | None:
+    """Region tokens [R, H] of masks bool [height, width] in the pixels of their images; None where there are none."""
+    if not regions:
+        return None
+    device = encoding.inputs.pixel_values.device
+    placed = [
+        encoding.inputs.placements[image].place_mask(torch.from_numpy(region), mode="any")
+        for image, region in zip(image_index, regions)
+    ]
+    return components.vision_encoder.region_tokens(
+        encoding.vision.feature_maps,
+        encoding.vision.image_features,
+        torch.stack(placed)[:, None].to(device),
+        torch.tensor(list(image_index), device=device),
+    )
 
 
 def mask_pixels(components: Components, encoding: FocusImageEncoding) -> FocusPixelFeatures:

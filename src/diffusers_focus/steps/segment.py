@@ -7,8 +7,9 @@ one parallel forward; their states E^Q and the condition's states E^P go to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,15 @@ import torch.nn.functional as F
 
 from ..models.mask_decoder import FocusMaskOutput
 from ..processing.images import FocusImageProcessor, Placement
-from ..processing.prompts import CLASS, INTERACTIVE
-from .encode import Components, FocusImageEncoding, mask_pixels
+from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
+from .arguments import check_count, check_numbers, check_text, region_masks, spread
+from .encode import Components, FocusImageEncoding, embed_regions, mask_pixels, wake
 from .sequence import FocusContext, batch_rows, condition_states, encode_prefix, extend, run_suffixes, suffix_row
+from .settings import Settings
 from .understand import banned_text_ids, write_text
 
 NAME_SEPARATOR = ","
+MAX_NAMES = 48  # tokens of the names before the masks, unless the caller says otherwise
 NO_OBJECT = "nothing"  # what a model writes in place of names where an expression has no target
 
 
@@ -81,32 +85,12 @@ class FoundObjects:
     instance_embeds: np.ndarray | None = None
 
 
-def embed_regions(
-    components: Components, encoding: FocusImageEncoding, image_index: Sequence[int], regions: Sequence[np.ndarray]
-) -> torch.Tensor | None:
-    """Region tokens [R, H] of masks bool [height, width] in the pixels of their images; None where there are none."""
-    if not regions:
-        return None
-    device = encoding.inputs.pixel_values.device
-    placed = [
-        encoding.inputs.placements[image].place_mask(torch.from_numpy(region), mode="any")
-        for image, region in zip(image_index, regions)
-    ]
-    return components.vision_encoder.region_tokens(
-        encoding.vision.feature_maps,
-        encoding.vision.image_features,
-        torch.stack(placed)[:, None].to(device),
-        torch.tensor(list(image_index), device=device),
-    )
-
-
 def read_masks(
     components: Components,
     encoding: FocusImageEncoding,
     prompts: Sequence[MaskPrompt],
     *,
-    max_new_tokens: int = 48,
-    before_model: Callable[[str], None] | None = None,
+    max_new_tokens: int = MAX_NAMES,
 ) -> MaskReading:
     """Run R prompts and the mask decoder. The names are written greedily; the masks come whether or not the model asks for them.
 
@@ -114,9 +98,7 @@ def read_masks(
         encoding: images, one a prompt group.
         prompts: what to look for; several may be about the same image.
         max_new_tokens: longest list of names.
-        before_model: called with a component's name before that component is used through its parts (model offloading).
     """
-    wake = before_model or (lambda name: None)
     context = FocusContext.of(components)
     vocabulary = context.vocabulary
     rows = [
@@ -127,7 +109,7 @@ def read_masks(
     region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
     slots = components.mask_decoder.slot_embeddings()
     features = mask_pixels(components, encoding)
-    wake("language_model")
+    wake(components, "language_model")
     # One prefix whatever the tasks: only styles without segmentation make it depend on the task.
     prefix = encode_prefix(components, context, encoding, task=prompts[0].task)
     batch = batch_rows(components, rows, region_tokens=region_tokens, pad="left")
@@ -328,14 +310,13 @@ def segment_prompts(
     encoding: FocusImageEncoding,
     prompts: Sequence[MaskPrompt],
     *,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = MAX_NAMES,
     score_threshold: float = 0.5,
     fallback_threshold: float = 0.3,
     duplicate_iou: float = 0.7,
-    before_model: Callable[[str], None] | None = None,
 ) -> list[FoundObjects]:
     """`read_masks`, then `select_objects` for each prompt; R prompts give R results."""
-    reading = read_masks(components, encoding, prompts, max_new_tokens=max_new_tokens, before_model=before_model)
+    reading = read_masks(components, encoding, prompts, max_new_tokens=max_new_tokens)
     return [
         select_objects(
             reading,
@@ -349,3 +330,147 @@ def segment_prompts(
         )
         for row, prompt in enumerate(prompts)
     ]
+
+
+# --- what a caller asks for ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MaskRequest:
+    """What a caller wants found: the prompts, and how their results go back.
+
+    Args:
+        prompts: R prompts.
+        lengths: prompts of each image where several were asked of each (a list of lists); None gives one result a prompt.
+    """
+
+    prompts: list[MaskPrompt]
+    lengths: list[int] | None = None
+
+    def grouped(self, values: Sequence[Any]) -> list[Any]:
+        """R results as the caller has them: one an entry, or a list for each image."""
+        if self.lengths is None:
+            return list(values)
+        ends = np.cumsum(self.lengths)
+        return [list(values[end - length : end]) for end, length in zip(ends, self.lengths)]
+
+
+def check_request(target: Any, region: Any, classes: Any, task: str | None) -> None:
+    """Raise TypeError or ValueError unless exactly one thing is asked for, and in words that can be read."""
+    given = [
+        name for name, value in (("target", target), ("region", region), ("classes", classes)) if value is not None
+    ]
+    if len(given) != 1:
+        raise ValueError(
+            f"Segmenting takes exactly one of target, region and classes, got {' and '.join(given) or 'none of them'}. Call "
+            "it once for each."
+        )
+    if task not in (None, REFERRING, REASONING):
+        raise ValueError(
+            f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.'
+        )
+    if target is not None:
+        for text in _leaves(target):
+            check_text(text, "target")
+    if classes is not None:
+        _class_lists(classes)
+
+
+def mask_request(
+    encoding: FocusImageEncoding,
+    target: Any = None,
+    region: Any = None,
+    *,
+    classes: Any = None,
+    task: str | None = None,
+) -> MaskRequest:
+    """The prompts of one call, for single images.
+
+    Args:
+        encoding: of n images.
+        target: an expression, one for each image, or a list of lists; a list for a single image asks all of it.
+        region: regions in place of words, see `region_masks`; a list for a batch.
+        classes: names to look for, or a list of names for each image.
+        task: "referring" (default) or "reasoning".
+    """
+    check_request(target, region, classes, task)
+    nested = isinstance(target, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in target)
+    if classes is not None:
+        classes = _class_lists(classes)
+    count, lists = spread(len(encoding), target=target, region=region, classes=classes)
+    prompts: list[MaskPrompt] = []
+    lengths = []
+    for row in range(count):
+        index = row if len(encoding) == count else 0
+        if target is not None:
+            texts = lists["target"][row]
+            texts = list(texts) if isinstance(texts, (list, tuple)) else [texts]
+            prompts += [MaskPrompt(index, task or REFERRING, text) for text in texts]
+            lengths.append(len(texts))
+        elif region is not None:
+            masks = region_masks(lists["region"][row], encoding.original_sizes[index])
+            prompts.append(MaskPrompt(index, INTERACTIVE, None, masks))
+        else:
+            prompts.append(MaskPrompt(index, CLASS, lists["classes"][row]))
+    return MaskRequest(prompts, lengths if nested else None)
+
+
+def find_objects(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[MaskPrompt],
+    settings: Settings,
+    *,
+    max_new_tokens: int | None = None,
+    score_threshold: float | None = None,
+    fallback_threshold: float | None = None,
+) -> list[FoundObjects]:
+    """`segment_prompts` with the pipeline's settings, unless the caller has others."""
+    check_numbers(score_threshold=score_threshold, fallback_threshold=fallback_threshold)
+    return segment_prompts(
+        components,
+        encoding,
+        prompts,
+        max_new_tokens=MAX_NAMES if max_new_tokens is None else check_count(max_new_tokens, "max_new_tokens"),
+        score_threshold=settings.score_threshold if score_threshold is None else score_threshold,
+        fallback_threshold=settings.fallback_threshold if fallback_threshold is None else fallback_threshold,
+        duplicate_iou=settings.duplicate_iou,
+    )
+
+
+def can_segment(components: Components, settings: Settings) -> bool:
+    """Whether there is a mask decoder, and a trained one."""
+    return getattr(components, "mask_decoder", None) is not None and bool(settings.masks_trained)
+
+
+def require_masks(components: Components, settings: Settings, purpose: str) -> None:
+    """Raise ValueError, with what to do instead, unless masks can be found."""
+    if can_segment(components, settings):
+        return
+    absent = getattr(components, "mask_decoder", None) is None
+    lacking = "has no mask_decoder" if absent else "has a mask_decoder that is not trained yet"
+    raise ValueError(
+        f"This pipeline {lacking}, which {purpose} needs. Edits take a mask instead: mask_image=..., or region=Box(...) or "
+        "Mask(...). To train one, start from a ConvNeXt and Mask2Former weights and run the stages 0-encoders, 2 and 3 of "
+        "`diffusers-focus train`; then load with masks_trained=True."
+    )
+
+
+def _leaves(values: Any) -> list[Any]:
+    """All texts of a text, a list of them or a list of lists."""
+    if not isinstance(values, (list, tuple)):
+        return [values]
+    if len(values) == 0:
+        raise ValueError("target is an empty list. Pass at least one expression.")
+    return [leaf for value in values for leaf in _leaves(value)]
+
+
+def _class_lists(classes: Any) -> list[list[str]]:
+    """Names as a list of lists; a flat list serves every image."""
+    if isinstance(classes, str) or not isinstance(classes, (list, tuple)) or not classes:
+        raise TypeError(f'classes must be a list of names such as ["cat", "dog"], got {classes!r}.')
+    lists = [list(names) for names in classes] if isinstance(classes[0], (list, tuple)) else [list(classes)]
+    for names in lists:
+        for name in names:
+            check_text(name, "classes")
+    return lists

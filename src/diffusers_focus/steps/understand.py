@@ -9,15 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from ..processing.grammar import TokenSampling, text_banned_ids
+from ..processing.prompts import REGION_UNDERSTAND, UNDERSTAND
 from ..processing.vocabulary import FocusVocabulary
-from .encode import Components, FocusImageEncoding, FocusMixedEncoding
+from .arguments import check_count, check_texts, generator_list, region_masks, spread, token_sampling
+from .encode import Components, FocusImageEncoding, FocusMixedEncoding, embed_regions, wake
 from .sampling import GREEDY, Generators, draw_ids, is_greedy, uniform_numbers
-from .sequence import FocusContext, PrefixCache, PromptRow, batch_rows, encode_prefix, extend, run_suffixes
+from .sequence import (
+    FocusContext,
+    PrefixCache,
+    PromptRow,
+    batch_rows,
+    encode_prefix,
+    extend,
+    run_suffixes,
+    suffix_row,
+)
 
 
 @dataclass
@@ -129,6 +141,7 @@ def answer_prompts(
         R texts, control tokens left out.
     """
     context = FocusContext.of(components)
+    wake(components, "language_model")
     prefix: PrefixCache = encode_prefix(components, context, encoding, task=task)
     batch = batch_rows(components, rows, region_tokens=region_tokens)
     hidden, cache, mask = run_suffixes(components, prefix, torch.tensor(prompt_index), batch)
@@ -147,3 +160,68 @@ def answer_prompts(
         on_token=on_token,
     )
     return [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
+
+
+MAX_ANSWER = 128  # tokens of an answer, unless the caller says otherwise
+
+
+def answer_questions(
+    components: Components,
+    encoding: FocusImageEncoding | FocusMixedEncoding | None,
+    prompt: str | Sequence[str],
+    region: Any = None,
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: Generators = None,
+) -> list[str]:
+    """Answer the questions of a caller, one for each prompt of the encoding or several about a single image.
+
+    Args:
+        encoding: the images; None for questions without.
+        prompt: a question or a list of them.
+        region: what the question is about: None, regions of `processing.regions`, or a list with one entry a question.
+        max_new_tokens: longest answer; `MAX_ANSWER` by default.
+        temperature, top_k, top_p: sampling; by default the likeliest token is taken.
+        generator: for sampling; a list has one for each answer.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+    """
+    check_texts(prompt, "prompt")
+    length = MAX_ANSWER if max_new_tokens is None else check_count(max_new_tokens, "max_new_tokens")
+    sampling = token_sampling(temperature, top_k, top_p)
+    groups = 1 if encoding is None else len(encoding.counts)
+    count, given = spread(groups, prompt=prompt, region=region)
+    generator = generator_list(generator, count)
+    prompts = list(range(groups)) if groups == count else [0] * count
+    if region is not None and (encoding is None or any(number != 1 for number in encoding.counts)):
+        raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
+    masks = [
+        region_masks(one, encoding.original_sizes[index]) if encoding is not None else ()
+        for index, one in zip(prompts, given["region"])
+    ]
+    context = FocusContext.of(components)
+    rows = []
+    for index, text, regions in zip(prompts, given["prompt"], masks):
+        task = REGION_UNDERSTAND if regions else UNDERSTAND
+        number = 0 if encoding is None else encoding.counts[index]
+        parts = context.style.suffix(task, text=text, num_images=number, num_regions=len(regions))
+        rows.append(suffix_row(context, parts))
+    region_tokens = None
+    if isinstance(encoding, FocusImageEncoding):  # regions are asked about one image at a time
+        images = [index for index, regions in zip(prompts, masks) for _ in regions]
+        region_tokens = embed_regions(components, encoding, images, [mask for regions in masks for mask in regions])
+    return answer_prompts(
+        components,
+        encoding,
+        rows,
+        prompts,
+        task=UNDERSTAND,
+        region_tokens=region_tokens,
+        max_new_tokens=length,
+        sampling=sampling,
+        generator=generator,
+    )

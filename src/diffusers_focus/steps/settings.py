@@ -1,0 +1,72 @@
+"""Settings of a pipeline that are no argument of a call: what a checkpoint was trained for, and its own defaults.
+
+They stand in model_index.json and modular_model_index.json. `FocusSegmentEditPipeline.__init__` has the same names and defaults;
+a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+
+class Settings(Protocol):
+    """What the steps read of a pipeline's `config`."""
+
+    resolution_group: list[list[int]]
+    score_threshold: float
+    fallback_threshold: float
+    duplicate_iou: float
+    mask_dilation: float
+    mask_feather: float
+    masks_trained: bool
+    edit_masks_trained: bool
+    edit_regions_trained: bool
+    edit_without_mask: bool
+    images_trained: bool
+    num_text_tokens: int
+    default_num_inference_steps: int
+    default_guidance_scale: float
+    default_token_guidance_scale: float
+    default_temperature: float
+    default_top_k: int
+    default_top_p: float
+
+
+class Setting(NamedTuple):
+    """The default of a setting, and what it means."""
+
+    default: Any
+    meaning: str
+
+
+# [width, height] of the sizes that the original UNet's resolution index stands for, in its order.
+RESOLUTION_GROUP = (
+    (1024, 1024), (768, 1024), (1024, 768), (512, 2048), (2048, 512), (640, 1920), (1920, 640), (768, 1536), (1536, 768),
+    (768, 1152), (1152, 768), (512, 512),
+)  # fmt: skip
+
+SETTINGS: dict[str, Setting] = {
+    "resolution_group": Setting(
+        [list(size) for size in RESOLUTION_GROUP],
+        "[width, height] of the sizes the UNet was trained on; the place in the list is its condition.",
+    ),
+    "score_threshold": Setting(0.5, "Least score of an object where no name was written."),
+    "fallback_threshold": Setting(0.3, "Least score of an object the model wrote a name for."),
+    "duplicate_iou": Setting(0.7, "Of two objects that overlap by more than this the better one stays."),
+    "mask_dilation": Setting(0.02, "Growth of a referred mask into an edit mask, as a share of the shorter side."),
+    "mask_feather": Setting(0.02, "Reach of the soft edge of an edit, likewise."),
+    "masks_trained": Setting(True, "Whether the mask decoder was trained with this language model."),
+    "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
+    "edit_regions_trained": Setting(False, "Whether the language model knows edit prompts with regions in them."),
+    "edit_without_mask": Setting(False, "Whether an instruction that finds nothing edits the whole image."),
+    "images_trained": Setting(True, "Whether the language model was trained to write images."),
+    "num_text_tokens": Setting(77, "Zero rows in front of the UNet's sequence, where SDXL has its text."),
+    "default_num_inference_steps": Setting(50, "Denoising steps unless a call says otherwise."),
+    "default_guidance_scale": Setting(2.0, "Guidance over the visual tokens, likewise."),
+    "default_token_guidance_scale": Setting(
+        2.0, "Guidance of the language model when it writes visual tokens, likewise."
+    ),
+    "default_temperature": Setting(1.0, "Temperature of visual tokens, likewise."),
+    "default_top_k": Setting(2048, "Semantic tokens to draw from, likewise; pixel tokens get three times as many."),
+    "default_top_p": Setting(1.0, "Probability to draw visual tokens from, likewise."),
+}
