@@ -8,6 +8,7 @@ Result:    model_index.json and <component>/config.json. The tokenizer's files c
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,7 @@ def main() -> None:
 
     from diffusers_focus import FocusPipeline
     from diffusers_focus.checkpoints.variants import PUBLISHED_3B
+    from diffusers_focus.sharing.loaders import loader_files
     from diffusers_focus.training.components import CLASSES, tiny_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -63,6 +65,8 @@ def main() -> None:
         else:
             part.save_pretrained(target)
     FocusPipeline(**parts, lm_tokenizer=tiny_tokenizer()).save_config(folder)
+    for path, text in loader_files(json.loads((folder / "model_index.json").read_text())).items():
+        (folder / path).write_text(text)
     (folder / "README.md").write_text(CARD.format(rows="\n".join(rows)))
     print(folder)
 

@@ -258,7 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.at(repo_id, revision)
         if found is not None:
             sha, files = found
-            inside = [entry(path, file) for path, file in files.items() if path.startswith(f"{folder}/" if folder else "")]
+            inside = [
+                entry(path, file) for path, file in files.items() if path.startswith(f"{folder}/" if folder else "")
+            ]
             if folder and not inside:
                 return self.refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
             self.answer(inside, X_Repo_Commit=sha)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
 from ..processing.vocabulary import FocusVocabulary, extend_tokenizer, num_visual_tokens
+from ..sharing.loaders import loader_files
 from . import layout
 from .illume import WITHOUT_NEW_PARTS
 from .plan import Plan, apply_step, check_duplicates, make_plan, merge_plans, target_shapes
@@ -489,7 +490,10 @@ def _write_configs(job: Job, writer: FolderWriter) -> None:
         scheduler = config.get("_class_name", "EulerDiscreteScheduler")
         writer.write_json("scheduler/scheduler_config.json", {"_class_name": scheduler, **config})
     present = [*job.components, "lm_tokenizer", "image_processor"]
-    writer.write_json("model_index.json", layout.model_index(present, scheduler, job.settings))
+    index = layout.model_index(present, scheduler, job.settings)
+    writer.write_json("model_index.json", index)
+    for path, text in loader_files(index).items():
+        writer.write_text(path, text)
 
 
 def _facts(job: Job, title: str, nbytes: int, dtype: torch.dtype | None) -> dict[str, Any]:

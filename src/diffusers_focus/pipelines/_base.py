@@ -1,4 +1,4 @@
-"""What the pipelines share: checking components and arguments, encoding images, waking offloaded parts."""
+"""What the pipelines share besides loading and saving: checking arguments, encoding images, waking offloaded parts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,17 @@ from PIL import Image
 from ..processing.grammar import TokenSampling
 from ..processing.images import load_image_any
 from ..processing.regions import Box, Mask, Point, Scribble
+from ..sharing.publish import FocusHubMixin
 from ..steps import encode
 from ..steps.sampling import GREEDY
+from ._hub import FocusLoadingMixin
 from .outputs import FocusImageEncoding
 
 REGIONS = (Point, Scribble, Box, Mask)
 
 
-class FocusPipelineMixin:
+class FocusPipelineMixin(FocusLoadingMixin, FocusHubMixin):
     """Mixed into a `DiffusionPipeline` with FOCUS components."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """diffusers' own, in float32 unless `dtype` (or `torch_dtype`) says otherwise.
-
-        transformers loads a language model in the dtype it was saved in, diffusers loads everything else in float32; published
-        weights are float16, so without this the parts would not fit together.
-        """
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = torch.float32
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _require(self, purpose: str, *names: str) -> None:
         """Raise ValueError unless these components are there."""
@@ -70,65 +61,6 @@ class FocusPipelineMixin:
             self._require("reading an image", "visual_tokenizer")
         encoding = encode.encode_image(self, image, device=self._execution_device)
         return FocusImageEncoding.of(encoding, tuple(load_image_any(one) for one in _flatten(image)))
-
-
-def check_fit(pipeline: Any) -> None:
-    """Raise ValueError where components were not made for each other; components that are None are skipped."""
-    part = {name: getattr(pipeline, name, None) for name in _SIZES}
-    known: dict[str, tuple[str, Any]] = {}
-    for name, sizes in _SIZES.items():
-        if part[name] is None:
-            continue
-        for meaning, read in sizes.items():
-            value = read(part[name])
-            if value is None:
-                continue
-            first, expected = known.setdefault(meaning, (name, value))
-            if expected != value:
-                raise ValueError(
-                    f"{first} and {name} do not fit: {meaning} is {expected} in {first} and {value} in {name}. Load both from "
-                    "the same checkpoint."
-                )
-
-
-def _latent_factor(vae: Any) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-# Component -> what it says about sizes that others must share.
-_SIZES: dict[str, dict[str, Any]] = {
-    "language_model": {
-        "the language model's width": lambda m: m.config.hidden_size,
-        "rows of the vocabulary": lambda m: None,
-    },
-    "vision_encoder": {
-        "the language model's width": lambda m: m.config.language_hidden_size,
-        "the feature maps' channels": lambda m: list(m.config.pyramid_channels) if m.config.pyramid_channels else None,
-    },
-    "visual_tokenizer": {
-        "the width of the codes": lambda m: 2 * m.config.code_dim,
-    },
-    "mask_decoder": {
-        "the language model's width": lambda m: m.config.language_hidden_size,
-        "the feature maps' channels": lambda m: list(m.config.in_channels),
-    },
-    "mask_conditioner": {
-        "the width of the codes": lambda m: m.config.code_channels,
-        "the cross-attention's width": lambda m: m.config.cross_attention_dim,
-    },
-    "unet": {
-        "the width of the codes": lambda m: m.config.in_channels - m.config.out_channels,
-        "the cross-attention's width": lambda m: m.config.cross_attention_dim,
-        "channels of the latents": lambda m: m.config.out_channels,
-    },
-    "vae": {
-        "channels of the latents": lambda m: m.config.latent_channels,
-        "pixels per latent": _latent_factor,
-    },
-    "image_processor": {
-        "pixels per latent": lambda m: m.vae_scale_factor,
-    },
-}
 
 
 def _flatten(image: Any) -> list[Any]:

@@ -21,8 +21,9 @@ from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
-from ._base import check_fit
 from ._edit import FocusEditMixin
+from ._fit import check_fit
+from ._hub import register_pipeline
 
 # [width, height] of the sizes that the original UNet's resolution index stands for, in its order.
 RESOLUTION_GROUP = (
@@ -155,3 +156,6 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
         default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.
     """
+
+
+register_pipeline(FocusSegmentEditPipeline, "focus-segment-edit")

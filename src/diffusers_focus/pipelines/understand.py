@@ -19,13 +19,14 @@ from ._base import (
     FocusPipelineMixin,
     as_list,
     check_count,
-    check_fit,
     check_text,
     generator_list,
     region_masks,
     spread,
     token_sampling,
 )
+from ._fit import check_fit
+from ._hub import register_pipeline
 from .outputs import FocusTextOutput
 
 
@@ -164,3 +165,6 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
             generator=generator,
             return_dict=return_dict,
         )
+
+
+register_pipeline(FocusUnderstandPipeline)

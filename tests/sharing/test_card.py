@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusers_focus.evaluation.card import FRONT_MATTER, figure_table, write_card
+from diffusers_focus.sharing.card import FRONT_MATTER, figure_table, write_card
 
 
 def number(value, low, high):
