@@ -33,22 +33,24 @@ def push(folder: str) -> dict[str, Any]:
     from diffusers_focus import FocusMaskDecoder, FocusPipeline
 
     pipe = FocusPipeline.from_pretrained(folder)
-    pipe.push_to_hub("me/focus", private=True)
+    pipe.push_to_hub("me/focus")
     facts: dict[str, Any] = {"weights": weights(pipe.unet)}
     back = FocusPipeline.from_pretrained("me/focus")
     facts["back"] = weights(back.unet)
     back.to(torch.float16).push_to_hub("me/focus", variant="fp16")
     half = FocusPipeline.from_pretrained("me/focus", variant="fp16", dtype={"unet": torch.float16}, vae=pipe.vae)
     facts["half"] = [str(half.unet.dtype), str(half.language_model.dtype), half.vae is pipe.vae, weights(half.unet)]
-    back.mask_decoder.push_to_hub("me/mask-decoder", commit_message="The masks")
+    back.mask_decoder.push_to_hub("me/mask-decoder", private=True, commit_message="The masks")
     loaded = FocusMaskDecoder.from_pretrained("me/mask-decoder")
     facts["model"] = [weights(pipe.mask_decoder), weights(loaded)]
     facts["errors"] = {
         "id": message(lambda: FocusPipeline.from_pretrained("me/nothing")),
         "revision": message(lambda: FocusPipeline.from_pretrained("me/focus", revision="nope")),
         "variant": message(lambda: FocusPipeline.from_pretrained("me/focus", variant="bf16")),
-        "token": message(lambda: FocusPipeline.from_pretrained("me/focus", token=False, force_download=True)),
+        "token": message(lambda: FocusMaskDecoder.from_pretrained("me/mask-decoder", token=False, force_download=True)),
+        "private": message(lambda: FocusPipeline.from_pretrained("me/private", token=False)),
         "half": message(lambda: FocusPipeline.from_pretrained("me/half")),
+        "subfolder": message(lambda: FocusPipeline.from_pretrained("me/focus", subfolder="large")),
         "no index": message(lambda: FocusPipeline.from_pretrained("me/mask-decoder")),
         "write": message(lambda: pipe.push_to_hub("me/other", token="hf_stranger")),
     }
@@ -66,11 +68,15 @@ def load(folder: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"weights": [weights(here.unet), weights(here.mask_decoder)]}
     pipe = FocusPipeline.from_pretrained("me/focus")
     facts["pipeline"] = [weights(pipe.unet), weights(pipe.mask_decoder)]
-    facts["variant"] = weights(FocusPipeline.from_pretrained("me/focus", variant="fp16", torch_dtype=torch.float16).unet)
+    facts["variant"] = weights(
+        FocusPipeline.from_pretrained("me/focus", variant="fp16", torch_dtype=torch.float16).unet
+    )
     facts["model"] = weights(FocusMaskDecoder.from_pretrained("me/mask-decoder"))
     facts["part"] = weights(FocusMaskDecoder.from_pretrained("me/focus", subfolder="mask_decoder"))
     facts["part, variant"] = weights(
-        FocusMaskDecoder.from_pretrained("me/focus", subfolder="mask_decoder", variant="fp16", torch_dtype=torch.float16)
+        FocusMaskDecoder.from_pretrained(
+            "me/focus", subfolder="mask_decoder", variant="fp16", torch_dtype=torch.float16
+        )
     )
     facts["classes"] = [
         type(one.from_pretrained("me/focus")).__name__
@@ -93,7 +99,9 @@ def diffusers_only(folder: str) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     options = {"custom_pipeline": "focus_pipeline", "trust_remote_code": True}
-    facts = {"untrusted": message(lambda: DiffusionPipeline.from_pretrained("me/focus", custom_pipeline="focus_pipeline"))}
+    facts = {
+        "untrusted": message(lambda: DiffusionPipeline.from_pretrained("me/focus", custom_pipeline="focus_pipeline"))
+    }
     assert "diffusers_focus" not in sys.modules
     pipe = DiffusionPipeline.from_pretrained("me/focus", **options)
     facts["id"] = [type(pipe).__name__, weights(pipe.unet)]
@@ -108,13 +116,17 @@ def offline(_: str) -> dict[str, Any]:
     """The Hub is away; what was loaded before is there, what was not is missed clearly."""
     from diffusers_focus import FocusMaskDecoder, FocusPipeline
 
+    pipe = FocusPipeline.from_pretrained("me/focus")
+    below = FocusPipeline.from_pretrained("me/several", subfolder="tiny", vae=pipe.vae)
     return {
-        "pipeline": weights(FocusPipeline.from_pretrained("me/focus").unet),
+        "pipeline": weights(pipe.unet),
+        "subfolder": weights(below.unet),
         "variant": weights(FocusPipeline.from_pretrained("me/focus", variant="fp16").unet),
         "local_files_only": weights(FocusPipeline.from_pretrained("me/focus", local_files_only=True).unet),
-        "subfolder": weights(FocusPipeline.from_pretrained("me/several", subfolder="tiny").unet),
         "model": weights(FocusMaskDecoder.from_pretrained("me/mask-decoder")),
         "missing": message(lambda: FocusPipeline.from_pretrained("me/half")),
+        "missing part": message(lambda: FocusPipeline.from_pretrained("me/several", subfolder="tiny")),
+        "missing subfolder": message(lambda: FocusPipeline.from_pretrained("me/several", subfolder="large")),
     }
 
 
@@ -123,7 +135,7 @@ def cards(folder: str) -> dict[str, Any]:
     import tempfile
     from pathlib import Path
 
-    from diffusers_focus import FocusSegmentEditPipeline
+    from diffusers_focus import FocusMaskConditioner, FocusSegmentEditPipeline
 
     pipe = FocusSegmentEditPipeline.from_pretrained(folder)
     pipe.push_to_hub("me/carded")
@@ -133,6 +145,8 @@ def cards(folder: str) -> dict[str, Any]:
         pipe.save_pretrained(place, push_to_hub=True, repo_id="me/carded", max_shard_size="2MB")
         kept = (Path(place) / "README.md").read_text()
     pipe.mask_conditioner.push_to_hub("me/variant", variant="fp16")
+    pipe.mask_conditioner.push_to_hub("me/secret", private=True)
+    FocusMaskConditioner.from_pretrained("me/secret").push_to_hub("me/open")
     return {"kept": kept}
 
 

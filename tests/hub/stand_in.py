@@ -149,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The repository, or None after an error has been sent."""
         repository = self.store.repositories.get(repo_id)
         if not self.known() and (write or repository is None or repository.private):
-            return self.refuse(401, "", "Invalid username or password.")
+            # The client tells a hidden repository by its https address, which this server does not have, or by this code.
+            return self.refuse(401, "" if write else "RepoNotFound", "Invalid username or password.")
         if repository is None:
             return self.refuse(404, "RepoNotFound", "Repository not found")
         return repository
@@ -218,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for wanted in json.loads(content)["objects"]:
             actions = {name: {"href": f"{self.store.address}/lfs/{wanted['oid']}"} for name in ("upload", "verify")}
-            objects.append({**wanted, "actions": None if wanted["oid"] in self.store.large else actions})
+            objects.append(wanted if wanted["oid"] in self.store.large else {**wanted, "actions": actions})
         self.answer({"transfer": "basic", "objects": objects})
 
     def large_file(self, content: bytes, oid: str) -> None:
@@ -250,9 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.at(repo_id, revision or "main")
         if found is not None:
             sha, files = found
+            private = self.store.repositories[repo_id].private
             siblings = [{"rfilename": path} for path in files]
-            facts = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": False, "tags": [], "siblings": siblings}
-            self.answer(facts)
+            self.answer({"id": repo_id, "modelId": repo_id, "sha": sha, "private": private, "siblings": siblings})
 
     def tree(self, _: bytes, repo_id: str, revision: str, folder: str | None) -> None:
         found = self.at(repo_id, revision)

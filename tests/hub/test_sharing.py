@@ -32,6 +32,8 @@ def hub():
         half = {path: content for path, content in half.items() if not path.startswith(("vae/d", "visual_tokenizer/"))}
         running.repositories["me/half"] = Repository()
         running.repositories["me/half"].commit("main", half)
+        running.repositories["me/private"] = Repository(private=True)
+        running.repositories["me/private"].commit("main", half)
         yield running
 
 
@@ -68,7 +70,7 @@ def test_repositories_hold_what_is_needed_and_nothing_else(pushed, hub):
         "config.json",
         "diffusion_pytorch_model.safetensors",
     }
-    assert hub.repositories["me/focus"].private and not hub.repositories["me/mask-decoder"].private
+    assert hub.repositories["me/mask-decoder"].private and not hub.repositories["me/focus"].private
 
 
 def test_cards_are_right(pushed, hub):
@@ -94,10 +96,16 @@ def test_cards_are_right(pushed, hub):
         ("id", "OSError", "'me/nothing' is neither a folder here nor a repository on the Hub that you may read"),
         ("revision", "OSError", "'me/focus' has no revision 'nope'"),
         ("variant", "ValueError", "'me/focus' has no weights of variant 'bf16'. There is fp16."),
-        ("token", "OSError", "log in with `hf auth login` or pass token="),
-        ("half", "OSError", "'me/half' is not complete, missing: vae/ (its weights), visual_tokenizer/ (nothing of it)"),
+        ("token", "OSError", "If this is a private repository, make sure to pass a token"),
+        ("private", "OSError", "'me/private' is neither a folder here nor a repository on the Hub that you may read"),
+        (
+            "half",
+            "OSError",
+            "'me/half' is not complete, missing: vae/ (its weights), visual_tokenizer/ (nothing of it)",
+        ),
+        ("subfolder", "OSError", "'me/focus' has no pipeline in 'large': there is no large/model_index.json"),
         ("no index", "OSError", "'me/mask-decoder' has no model_index.json"),
-        ("write", "OSError", "'me/other' cannot be written on the Hub: 401"),
+        ("write", "OSError", "'me/other' cannot be written on the Hub: 401 Invalid username or password. Pass token="),
     ],
 )
 def test_mistakes_are_named(pushed, mistake, kind, says):
@@ -144,10 +152,12 @@ def test_the_cache_serves_without_the_hub(pushed, hub, tmp_path, away):
     play(hub, "load", tmp_path)
     changes = {"HF_HUB_OFFLINE": "1"} if away == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
     facts = play(hub, "offline", tmp_path, **changes)
-    for name in ("pipeline", "local_files_only"):
+    for name in ("pipeline", "subfolder", "local_files_only"):
         assert facts[name] == pushed[0]["weights"]
     assert facts["variant"] == pytest.approx(pushed[0]["weights"], rel=1e-3)
-    assert "could not be reached, and 'me/half' is not completely in the cache" in facts["missing"]
+    for name, missed in (("missing", "me/half"), ("missing subfolder", "me/several")):
+        assert f"could not be reached, and '{missed}' is not completely in the cache" in facts[name]
+    assert "is not complete, missing: vae/" in facts["missing part"]
 
 
 @pytest.mark.slow
@@ -162,3 +172,5 @@ def test_cards_of_others_stay(hub, tmp_path):
     assert hub.files("me/own-card")["README.md"].endswith(b"# Mine\n")
     card = hub.files("me/variant")["README.md"].decode()
     assert 'FocusMaskConditioner.from_pretrained("me/variant", variant="fp16")' in card
+    card = hub.files("me/open")["README.md"].decode()
+    assert "me/secret" not in card and header(card.encode())["license"] == "apache-2.0"

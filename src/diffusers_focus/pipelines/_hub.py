@@ -18,7 +18,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.auto_pipeline import AUTO_INPAINT_PIPELINES_MAPPING
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import logging as transformers_logging
 
 from ..models.mask_conditioner import FocusMaskConditioner
 from ..models.mask_decoder import FocusMaskDecoder
@@ -67,7 +67,14 @@ def register_pipeline(cls: Any, inpaints_as: str | None = None) -> None:
         setattr(host, component.__module__, sys.modules[component.__module__])
     setattr(diffusers, cls.__name__, cls)
     if inpaints_as is not None:
-        AUTO_INPAINT_PIPELINES_MAPPING[inpaints_as] = cls
+        # This imports diffusers' pipelines of all families (0.5 s), whose image processors complain without torchvision.
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            auto = importlib.import_module("diffusers.pipelines.auto_pipeline")
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        auto.AUTO_INPAINT_PIPELINES_MAPPING[inpaints_as] = cls
 
 
 class FocusLoadingMixin:
@@ -166,7 +173,6 @@ class FocusLoadingMixin:
         options = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
         prefix, variant = f"{subfolder.strip('/')}/", kwargs.get("variant")
         try:
-            chosen = [f"{prefix}*"]
             if not options.get("local_files_only"):
                 try:
                     there = _repository_files(source, options)
@@ -179,7 +185,8 @@ class FocusLoadingMixin:
                     wanted = cls._wanted(os.path.dirname(hf_hub_download(source, prefix + INDEX, **options)), kwargs)
                     check_files(f"{source}/{subfolder}", files, wanted, variant)
                     chosen = [prefix + file for file in files if _is_needed(file, files, wanted, variant)]
-            return os.path.join(snapshot_download(source, allow_patterns=chosen, **options), subfolder)
+                    snapshot_download(source, allow_patterns=chosen, **options)
+            return os.path.dirname(hf_hub_download(source, prefix + INDEX, **options))
         except RemoteEntryNotFoundError as error:
             raise OSError(f"{source!r} has no pipeline in {subfolder!r}: there is no {prefix}{INDEX}.") from error
         except (*HUB_ERRORS, FileNotFoundError) as error:
@@ -258,7 +265,7 @@ def check_files(source: str, files: Iterable[str], components: Iterable[str], va
         elif "config.json" in names and not sets:
             missing.append(f"{component}/ (its weights)")
         elif sets:
-            found = sets.get(variant) or sets.get(None)
+            found = sets[variant] if variant in sets else sets.get(None)
             if found is None:
                 without.append(component)
             else:

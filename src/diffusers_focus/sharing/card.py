@@ -145,13 +145,14 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
     if not metrics.get("groups"):
         raise ValueError("These metrics hold no figures; run `diffusers-focus eval` first.")
     target = Path(path)
-    facts = measurement(metrics)
-    facts |= {
+    figures = measurement(metrics)
+    facts = {
         "name": metrics["pipeline"],
         "folder": f"pipelines/{metrics['pipeline']}",
         "components": component_table(target.parent),
         "state": what_is_trained(target.parent),
-        "measured": string.Template(MEASURED).substitute(facts),
+        "measured": string.Template(MEASURED).substitute(figures),
+        **figures,
     }
     try:
         text = string.Template(TEMPLATE if template is None else template).substitute(facts)
@@ -323,9 +324,9 @@ def pushed_card(folder: Path, repo_id: str, cls: type, variant: str | None, orig
             *(_TASKS[task] for task in tasks),
         ]
         use = (
-            "Tools that know nothing but diffusers load it with the file in this repository that says which class it is:\n\n"
-            f'```python\npipe = DiffusionPipeline.from_pretrained(\n    "{repo_id}"{options}, custom_pipeline="{shim}", '
-            "trust_remote_code=True\n)\n```"
+            f"Code that knows diffusers alone loads it through `{shim}.py` (the package has to be installed):\n\n"
+            "```python\nfrom diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained(\n"
+            f'    "{repo_id}"{options}, custom_pipeline="{shim}", trust_remote_code=True\n)\n```'
         )
         inside = f"{component_table(folder)}\n\n{what_is_trained(folder)}"
     else:
@@ -338,12 +339,13 @@ def pushed_card(folder: Path, repo_id: str, cls: type, variant: str | None, orig
             f'{part} = {cls.__name__}.from_pretrained("{repo_id}"{options})',
             f'pipe = FocusPipeline.from_pretrained("{whole}", {part}={part})',
         ]
-        use = f"The second line puts it in the place of a pipeline's own `{part}`."
+        use = f"The last line puts it in the place of a pipeline's own `{part}`."
         inside = f"{parameters(folder):,} parameters; `config.json` has its sizes."
     sections = [
         f"{front_matter(tag, tags, **facts)}\n# {repo_id.rpartition('/')[2]}",
-        f"{what}\n\nPart of [FOCUS](https://arxiv.org/abs/2506.16806) as `diffusers-focus` implements it for diffusers: one "
-        "vision-language model that\nanswers questions about an image, segments what you refer to, and edits exactly that.",
+        f"{what}\n\nMade with `diffusers-focus`, an open implementation of [FOCUS](https://arxiv.org/abs/2506.16806) for "
+        "diffusers: one vision-language\nmodel that answers questions about an image, segments what you refer to, and edits "
+        "exactly that.",
         "## Use\n\n```python\n" + "\n".join(code) + f"\n```\n\n{use}",
         f"## What is in it\n\n{inside}",
     ]

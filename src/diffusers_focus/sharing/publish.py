@@ -12,12 +12,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .card import Origin, pushed_card, section
 from .loaders import loader_files
@@ -205,9 +205,10 @@ def upload(folder: str | os.PathLike, repo_id: str, *, token: str | None = None,
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".")
+    """An error of the client in one line."""
+    if isinstance(error, HfHubHTTPError):
+        return f"{error.response.status_code} {error.server_message or error.response.reason_phrase}".rstrip(".")
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 # --- where weights came from ---------------------------------------------------------------------------------------------
@@ -227,24 +228,23 @@ def find_origin(saved: Any, folder: Path, repo_id: str, token: str | None = None
     """
     parts = [saved, *getattr(saved, "components", {}).values()]
     places = dict.fromkeys(place for part in parts if (place := _place(getattr(part, "config", None))))
-    known = [(place, read) for place in places if (read := _read_place(place, token)) is not None]
-    own = next((read for place, read in known if place == _place(saved.config)), None)
-    base_models = [place for place, read in known if read["hub"] and place != repo_id]
-    base_models += [name for _, read in known if not read["hub"] for name in _as_list(read["facts"].get("base_model"))]
-    licences = {json.dumps(read["licence"], sort_keys=True) for _, read in known if read["licence"]}
-    if own is not None and own["licence"]:
-        licence = own["licence"]
-    elif len(licences) == 1:
-        licence = json.loads(next(iter(licences)))
+    known = {place: found for place in places if (found := _read_place(place, token)) is not None}
+    own = known.get(_place(saved.config))
+    base_models = [name for found in known.values() for name in found.base_models if name != repo_id]
+    licences = [found.licence for found in known.values() if found.licence]
+    if own is not None and own.licence:
+        licence: Mapping[str, str] = own.licence
+    elif licences:
+        several = {"license": "other", "license_name": "several-see-base-models"}
+        licence = licences[0] if all(one == licences[0] for one in licences) else several
     else:
-        licence = {"license": "other", "license_name": "several-see-base-models"} if licences else {}
-    metrics = _read_json(folder / FIGURES) or (own["metrics"] if own is not None else None)
+        licence = {}
     return Origin(
-        name=_shown(_place(saved.config)) if own is not None else "",
+        name=own.name if own is not None else "",
         base_models=tuple(dict.fromkeys(base_models)),
         licence=licence,
-        limits=section(own["text"], "Limits") if own is not None else "",
-        metrics=metrics,
+        limits=own.limits if own is not None else "",
+        metrics=_read_metrics(folder / FIGURES) or (own.metrics if own is not None else None),
     )
 
 
@@ -262,39 +262,38 @@ def _place(config: Any) -> str:
     return str(path) if path.is_dir() else str(name)
 
 
-def _shown(place: str) -> str:
-    """A place as a card names it: a repository, or a folder without the folders above it."""
-    return Path(place).name if Path(place).is_dir() else place
+def _read_place(place: str, token: str | None) -> Origin | None:
+    """What card and figures of a place say, None if it is neither a folder here nor a repository that can be read."""
+    folder = Path(place)
+    if folder.is_dir():
+        text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+        facts, licence = _read_card(text)
+        bases = facts.get("base_model") or []
+        bases = [bases] if isinstance(bases, str) else bases
+        return Origin(folder.name, tuple(bases), licence, section(text, "Limits"), _read_metrics(folder / FIGURES))
+    try:
+        info = HfApi(token=token).model_info(place)
+        there = {sibling.rfilename for sibling in info.siblings or []}
+        files = {name: Path(hf_hub_download(place, name, token=token)) for name in (CARD, FIGURES) if name in there}
+    except (*HUB_ERRORS, OSError, ValueError):
+        return None  # not a name of the Hub, or not for us
+    text = files[CARD].read_text(encoding="utf-8") if CARD in files else ""
+    _, licence = _read_card(text)
+    if info.private:
+        return Origin(licence=licence)  # what is private is not named in public
+    metrics = _read_metrics(files[FIGURES]) if FIGURES in files else None
+    return Origin(place, (place,), licence, section(text, "Limits"), metrics)
 
 
-def _read_place(place: str, token: str | None) -> dict[str, Any] | None:
-    """Card and figures of a place, None if it is neither a folder here nor a repository that can be read."""
-    if Path(place).is_dir():
-        text = (Path(place) / CARD).read_text(encoding="utf-8") if (Path(place) / CARD).is_file() else ""
-        metrics, hub = _read_json(Path(place) / FIGURES), False
-    else:
-        text, metrics, hub = "", None, True
-        try:
-            if not HfApi(token=token).repo_exists(place):
-                return None
-            text = Path(hf_hub_download(place, CARD, token=token)).read_text(encoding="utf-8")
-            metrics = _read_json(Path(hf_hub_download(place, FIGURES, token=token)))
-        except EntryNotFoundError:
-            pass  # a repository without card or figures
-        except (*HUB_ERRORS, OSError, ValueError):
-            return None  # not a name of the Hub, or not for us
+def _read_card(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts in a card's header, and those about the licence."""
     facts = ModelCard(text, ignore_metadata_errors=True).data.to_dict() if text else {}
-    licence = {name: facts[name] for name in _LICENCE if facts.get(name)}
-    return {"text": text, "facts": facts, "licence": licence, "metrics": metrics, "hub": hub}
+    return facts, {name: facts[name] for name in _LICENCE if facts.get(name)}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_metrics(path: Path) -> dict[str, Any] | None:
     """Metrics with figures in them, None where there are none."""
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) and found.get("groups") else None
-
-
-def _as_list(value: Any) -> Iterable[str]:
-    return [] if not value else [value] if isinstance(value, str) else list(value)
