@@ -47,8 +47,10 @@ def push(folder: str) -> dict[str, Any]:
         "id": message(lambda: FocusPipeline.from_pretrained("me/nothing")),
         "revision": message(lambda: FocusPipeline.from_pretrained("me/focus", revision="nope")),
         "variant": message(lambda: FocusPipeline.from_pretrained("me/focus", variant="bf16")),
-        "token": message(lambda: FocusMaskDecoder.from_pretrained("me/mask-decoder", token=False, force_download=True)),
         "private": message(lambda: FocusPipeline.from_pretrained("me/private", token=False)),
+        "private part": message(
+            lambda: FocusMaskDecoder.from_pretrained("me/private", subfolder="mask_decoder", token=False)
+        ),
         "half": message(lambda: FocusPipeline.from_pretrained("me/half")),
         "subfolder": message(lambda: FocusPipeline.from_pretrained("me/focus", subfolder="large")),
         "no index": message(lambda: FocusPipeline.from_pretrained("me/mask-decoder")),

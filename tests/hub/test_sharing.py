@@ -96,7 +96,6 @@ def test_cards_are_right(pushed, hub):
         ("id", "OSError", "'me/nothing' is neither a folder here nor a repository on the Hub that you may read"),
         ("revision", "OSError", "'me/focus' has no revision 'nope'"),
         ("variant", "ValueError", "'me/focus' has no weights of variant 'bf16'. There is fp16."),
-        ("token", "OSError", "If this is a private repository, make sure to pass a token"),
         ("private", "OSError", "'me/private' is neither a folder here nor a repository on the Hub that you may read"),
         (
             "half",
@@ -146,18 +145,17 @@ def test_diffusers_alone_loads_through_the_files_beside_the_pipeline(pushed, hub
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("away", ["offline", "unreachable"])
-def test_the_cache_serves_without_the_hub(pushed, hub, tmp_path, away):
+@pytest.mark.timeout(400)
+def test_the_cache_serves_without_the_hub(pushed, hub, tmp_path):
     play(hub, "load", tmp_path)
-    changes = {"HF_HUB_OFFLINE": "1"} if away == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    facts = play(hub, "offline", tmp_path, **changes)
-    for name in ("pipeline", "subfolder", "local_files_only"):
-        assert facts[name] == pushed[0]["weights"]
-    assert facts["variant"] == pytest.approx(pushed[0]["weights"], rel=1e-3)
-    for name, missed in (("missing", "me/half"), ("missing subfolder", "me/several")):
-        assert f"could not be reached, and '{missed}' is not completely in the cache" in facts[name]
-    assert "is not complete, missing: vae/" in facts["missing part"]
+    for changes in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        facts = play(hub, "offline", tmp_path, **changes)
+        for name in ("pipeline", "subfolder", "local_files_only"):
+            assert facts[name] == pushed[0]["weights"]
+        assert facts["variant"] == pytest.approx(pushed[0]["weights"], rel=1e-3)
+        for name, missed in (("missing", "me/half"), ("missing subfolder", "me/several")):
+            assert f"could not be reached, and '{missed}' is not completely in the cache" in facts[name]
+        assert "is not complete, missing: vae/" in facts["missing part"]
 
 
 @pytest.mark.slow
