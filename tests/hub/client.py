@@ -152,5 +152,26 @@ def cards(folder: str) -> dict[str, Any]:
     return {"kept": kept}
 
 
+def page(folder: str) -> dict[str, Any]:
+    """The snippets of docs/diffusers.md that need the Hub."""
+    import tempfile
+    from pathlib import Path
+
+    root = Path(folder).parents[1]
+    sys.path.insert(0, str(root))
+    from tests.docs.page import enter, names_for, read_blocks
+
+    blocks = read_blocks(root / "docs" / "diffusers.md")
+    with tempfile.TemporaryDirectory() as place:
+        enter(Path(place), root)
+        first = blocks[0].run({})
+        first["pipe"].push_to_hub("me/focus-tiny")
+        first["pipe"].push_to_hub("me/focus-tiny", variant="fp16")
+        chosen = [block for block in blocks if block.need == "hub"]
+        for block in chosen:
+            block.run(names_for(block, first))
+    return {"blocks": len(chosen)}
+
+
 if __name__ == "__main__":
     print(json.dumps(globals()[sys.argv[1]](sys.argv[2])))

@@ -172,3 +172,12 @@ def test_cards_of_others_stay(hub, tmp_path):
     assert 'FocusMaskConditioner.from_pretrained("me/variant", variant="fp16")' in card
     card = hub.files("me/open")["README.md"].decode()
     assert "me/secret" not in card and header(card.encode())["license"] == "apache-2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_snippets_of_the_page_run(tmp_path):
+    with Hub() as own:
+        facts = play(own, "page", tmp_path)
+        assert facts["blocks"] >= 3
+        assert own.repositories["me/my-focus"].private and "README.md" in own.files("me/my-other-focus")
