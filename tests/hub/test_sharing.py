@@ -95,7 +95,7 @@ def test_cards_are_right(pushed, hub):
     [
         ("id", "OSError", "'me/nothing' is neither a folder here nor a repository on the Hub that you may read"),
         ("revision", "OSError", "'me/focus' has no revision 'nope'"),
-        ("variant", "ValueError", "'me/focus' has no weights of variant 'bf16'. There is fp16."),
+        ("variant", "ValueError", "`variant=bf16`, which 'me/focus' does not have. There is fp16."),
         ("private", "OSError", "'me/private' is neither a folder here nor a repository on the Hub that you may read"),
         (
             "half",
