@@ -276,7 +276,10 @@ def check_files(source: str, files: Iterable[str], components: Iterable[str], va
             if variants
             else "There are plain weights alone; leave variant out."
         )
-        raise ValueError(f"{source!r} has no weights of variant {variant!r}. {there}")
+        # The first words are diffusers' own, which others look for.
+        raise ValueError(
+            f"You are trying to load the model files of the `variant={variant}`, which {source!r} does not have. {there}"
+        )
     if without:
         options = " or ".join(f"variant={name!r}" for name in sorted(variants))
         raise ValueError(f"{source!r} has weights of {', '.join(without)} as a variant alone: pass {options}.")
