@@ -14,6 +14,7 @@ import yaml
 from tests.hub.stand_in import Hub, Repository
 
 HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.timeout(300)  # each scene imports diffusers anew
 TINY = HERE.parents[1] / "pipelines" / "focus-tiny"
 
 
@@ -47,7 +48,6 @@ def header(card: bytes) -> dict[str, Any]:
     return yaml.safe_load(card.decode().split("---\n")[1])
 
 
-@pytest.mark.timeout(120)
 def test_what_is_pushed_comes_back(pushed):
     facts, _ = pushed
     assert facts["back"] == facts["weights"]
@@ -119,7 +119,6 @@ def test_nothing_is_downloaded_for_a_variant_that_is_not_there(pushed, hub):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_fresh_process_loads_by_id(pushed, hub, tmp_path):
     facts = play(hub, "load", tmp_path)
     unet, masks = facts["weights"]
@@ -136,7 +135,6 @@ def test_a_fresh_process_loads_by_id(pushed, hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_diffusers_alone_loads_through_the_files_beside_the_pipeline(pushed, hub, tmp_path):
     facts = play(hub, "diffusers_only", tmp_path)
     assert facts["id"] == ["FocusPipeline", pushed[0]["weights"]]
@@ -145,7 +143,6 @@ def test_diffusers_alone_loads_through_the_files_beside_the_pipeline(pushed, hub
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_the_cache_serves_without_the_hub(pushed, hub, tmp_path):
     play(hub, "load", tmp_path)
     for changes in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
@@ -159,7 +156,6 @@ def test_the_cache_serves_without_the_hub(pushed, hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_cards_of_others_stay(hub, tmp_path):
     repository = hub.repositories["me/carded"] = Repository()
     repository.commit("main", {"README.md": b"---\nlicense: mit\n---\n# Theirs\n"})
@@ -175,7 +171,6 @@ def test_cards_of_others_stay(hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_snippets_of_the_page_run(tmp_path):
     with Hub() as own:
         facts = play(own, "page", tmp_path)

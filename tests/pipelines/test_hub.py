@@ -123,6 +123,14 @@ def test_folders_that_cannot_be_loaded(folder, root, tmp_path):
         FocusPipeline.from_pretrained(folder, variant="fp16")
 
 
+def test_a_part_cannot_be_loaded_as_the_whole(folder, tmp_path):
+    FocusUnderstandPipeline.from_pipe(FocusPipeline.from_pretrained(folder)).save_config(tmp_path)
+    with pytest.raises(
+        ValueError, match="is a FocusUnderstandPipeline without scheduler, unet, vae, which FocusPipeline"
+    ):
+        FocusPipeline.from_pretrained(tmp_path)
+
+
 FILES = ["a/config.json", "a/model.safetensors", "b/config.json", "b/model.fp16.safetensors", "s/scheduler_config.json"]
 
 

@@ -7,9 +7,18 @@ import json
 import pytest
 import torch
 import yaml
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 
+from diffusers_focus import (
+    FocusMaskConditioner,
+    FocusMaskDecoder,
+    FocusPipeline,
+    FocusVisionEncoder,
+    FocusVisualTokenizer,
+)
 from diffusers_focus.sharing.card import FRONT_MATTER, Origin, figure_table, pushed_card, section, write_card
+from diffusers_focus.sharing.publish import FocusHubMixin
 
 
 def number(value, low, high):
@@ -80,19 +89,6 @@ def test_own_template_and_its_mistakes(metrics, tmp_path):
         write_card({"groups": {}}, None, tmp_path / "card.md")
 
 
-class FocusMaskDecoder:
-    """Finds masks.
-
-    And more.
-    """
-
-
-class FocusPipeline:
-    """Does everything."""
-
-    understand = segment = edit = None
-
-
 def index_of(folder, **changes):
     index = {"_class_name": "FocusPipeline", "mask_decoder": ["x", "FocusMaskDecoder"], "unet": ["x", "UNet"]}
     (folder / "model_index.json").write_text(json.dumps(index | changes))
@@ -106,7 +102,11 @@ def test_pushed_pipeline_shows_what_it_can_do(tmp_path):
     index_of(tmp_path)
     card = pushed_card(tmp_path, "me/mine", FocusPipeline, "fp16", Origin())
     assert header(card)["pipeline_tag"] == "image-to-image" and "license" not in header(card)
-    assert '("me/mine", variant="fp16")' in card and "pipe.edit(" in card and "# mine\n\nDoes everything." in card
+    assert (
+        '("me/mine", variant="fp16")' in card
+        and "pipe.edit(" in card
+        and "# mine\n\nAnswers questions about an image, segments" in card
+    )
     for absent in ("Figures", "Where it comes from", "Limits", "base_model", "None", "$"):
         assert absent not in card
     index_of(tmp_path, images_trained=False)
@@ -117,22 +117,34 @@ def test_pushed_pipeline_shows_what_it_can_do(tmp_path):
     assert "pipe.segment(" not in card and "referring-segmentation" not in header(card)["tags"]
 
 
-def test_pushed_model_says_how_it_goes_into_a_pipeline(metrics, tmp_path):
+@pytest.mark.parametrize(
+    "cls, part, task",
+    [
+        (FocusMaskDecoder, "mask_decoder", "image-segmentation"),
+        (FocusMaskConditioner, "mask_conditioner", "image-feature-extraction"),
+        (FocusVisionEncoder, "vision_encoder", "image-feature-extraction"),
+        (FocusVisualTokenizer, "visual_tokenizer", "image-feature-extraction"),
+    ],
+)
+def test_pushed_model_says_how_it_goes_into_a_pipeline(metrics, tmp_path, cls, part, task):
     save_file({"a": torch.zeros(30, 50)}, tmp_path / "model.fp16.safetensors")
     save_file({"a": torch.zeros(30, 50), "b": torch.zeros(2)}, tmp_path / "model.safetensors")
     licence = {"license": "other", "license_name": "mine"}
     origin = Origin("org/whole", ("org/whole",), licence, "It knows little.", metrics)
-    card = pushed_card(tmp_path, "me/masks", FocusMaskDecoder, None, origin)
+    card = pushed_card(tmp_path, "me/mine", cls, None, origin)
     assert header(card) == {
         "library_name": "diffusers",
-        "pipeline_tag": "image-segmentation",
+        "pipeline_tag": task,
         **licence,
         "base_model": ["org/whole"],
         "tags": ["diffusers-focus"],
     }
-    assert 'FocusPipeline.from_pretrained("org/whole", mask_decoder=mask_decoder)' in card
+    assert f"# mine\n\n{cls.__doc__.splitlines()[0]}\n" in card
+    assert f'{part} = {cls.__name__}.from_pretrained("me/mine")' in card
+    assert f'FocusPipeline.from_pretrained("org/whole", {part}={part})' in card
     assert "1,502 parameters" in card and "Measured on the weights of `focus-tiny`, on 2026-01-02" in card
     assert card.endswith("## Limits\n\nOf `org/whole`, says its card:\n\nIt knows little.\n")
+    assert cls.__mro__.index(FocusHubMixin) < cls.__mro__.index(ModelMixin)
 
 
 def test_section_of_a_card():

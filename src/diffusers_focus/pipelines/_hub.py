@@ -163,7 +163,16 @@ class FocusLoadingMixin:
             )
         index = json.loads((Path(folder) / INDEX).read_text(encoding="utf-8"))
         names, _ = cls._get_signature_keys(cls)  # pyright: ignore[reportAttributeAccessIssue]
-        return [name for name in names if name not in kwargs and (index.get(name) or [None])[0] is not None]
+        there = [name for name in names if (index.get(name) or [None])[0] is not None]
+        optional = cls._optional_components  # pyright: ignore[reportAttributeAccessIssue]
+        missing = [name for name in names if name not in (*there, *kwargs, *optional)]
+        if missing:
+            raise ValueError(
+                f"The pipeline in {str(folder)!r} is a {index.get('_class_name')} without {', '.join(missing)}, which "
+                f"{cls.__name__} needs. Load it with its own class, or pass what is missing: "
+                f"from_pretrained(..., {missing[0]}=...)."
+            )
+        return [name for name in there if name not in kwargs]
 
     @classmethod
     def _subfolder(cls, source: str, subfolder: str, kwargs: dict[str, Any]) -> str:

@@ -160,10 +160,15 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
         raise ValueError(
             f"The template asks for ${error.args[0]}; there is {', '.join('$' + n for n in facts)}."
         ) from None
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
+    replace_text(target, text)
     return text
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; an older one stays as it is until the new one is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def measurement(metrics: Mapping[str, Any]) -> dict[str, str]:

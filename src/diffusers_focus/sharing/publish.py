@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .card import Origin, pushed_card, section
+from .card import Origin, pushed_card, replace_text, section
 from .loaders import loader_files
 
 CARD, FIGURES, INDEX = "README.md", "metrics.json", "model_index.json"
@@ -73,7 +73,7 @@ class FocusHubMixin:
         if (folder / INDEX).is_file():
             for path, text in loader_files(json.loads((folder / INDEX).read_text(encoding="utf-8"))).items():
                 if (folder / path).parent.is_dir():
-                    (folder / path).write_text(text, encoding="utf-8")
+                    replace_text(folder / path, text)
         if push_to_hub:
             publish(self, folder, repo_id, variant=variant, **given)
 
@@ -155,9 +155,10 @@ def publish(
             ignored = [CARD]
         elif not (folder / CARD).is_file():
             origin = find_origin(saved, folder, repo_id, token)
-            (folder / CARD).write_text(pushed_card(folder, repo_id, type(saved), variant, origin), encoding="utf-8")
+            replace_text(folder / CARD, pushed_card(folder, repo_id, type(saved), variant, origin))
             if origin.metrics is not None and not (folder / FIGURES).exists():
-                (folder / FIGURES).write_text(json.dumps(origin.metrics, indent=2) + "\n", encoding="utf-8")
+                replace_text(folder / FIGURES, json.dumps(origin.metrics, indent=2) + "\n")
+    forget_places(folder)
     return upload(
         folder,
         repo_id,
@@ -167,6 +168,16 @@ def publish(
         path_in_repo=subfolder,
         ignore_patterns=ignored,
     )
+
+
+def forget_places(folder: Path) -> None:
+    """Take from the configurations in a folder where on this disk things were loaded from; that is nobody's business."""
+    for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
+        if '"_name_or_path"' in (text := file.read_text(encoding="utf-8")):
+            config = json.loads(text)
+            if isinstance(config, dict) and os.path.isdir(config.get("_name_or_path") or ""):
+                del config["_name_or_path"]
+                replace_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
