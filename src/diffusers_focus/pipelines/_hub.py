@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 import sys
@@ -34,7 +35,6 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..sharing.publish import HUB_ERRORS
-from ._fit import check_fit
 
 COMPONENTS: dict[str, type] = {
     "vision_encoder": FocusVisionEncoder,
@@ -63,6 +63,7 @@ def register_pipeline(cls: Any, inpaints_as: str | None = None) -> None:
         inpaints_as: Its name among the pipelines that edit inside a mask; None for one that does not.
     """
     host = importlib.import_module("diffusers.pipelines")
+    logging.getLogger("diffusers.pipelines.pipeline_loading_utils").addFilter(_is_news)
     for component in COMPONENTS.values():
         setattr(host, component.__module__, sys.modules[component.__module__])
     setattr(diffusers, cls.__name__, cls)
@@ -77,6 +78,11 @@ def register_pipeline(cls: Any, inpaints_as: str | None = None) -> None:
         auto.AUTO_INPAINT_PIPELINES_MAPPING[inpaints_as] = cls
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a passed component of ours is "non-standard" for a registered module, which is said with all its layers."""
+    return not record.getMessage().startswith("You have passed a non-standard module Focus")
+
+
 class FocusLoadingMixin:
     """`from_pretrained`, `download` and `from_pipe` of the pipelines; stands before `DiffusionPipeline`."""
 
@@ -86,7 +92,7 @@ class FocusLoadingMixin:
 
         diffusers' own, with `subfolder` added, and in float32 unless `dtype` (or `torch_dtype`) says otherwise: transformers
         loads a language model in the dtype it was saved in, diffusers everything else in float32, and published weights
-        are float16, so the parts would not fit together.
+        are float16, so the parts would differ.
 
         Args:
             pretrained_model_name_or_path: a folder, or "name/repository".
@@ -108,20 +114,14 @@ class FocusLoadingMixin:
             source = cls._subfolder(source, subfolder, kwargs)
         if os.path.isdir(source):
             check_files(source, _listing(source), cls._wanted(source, kwargs), kwargs.get("variant"))
-        # diffusers cannot tell the type of passed components of registered modules, and says so with all their layers.
-        passed = {name: kwargs[name] for name in COMPONENTS if kwargs.get(name) is not None}
-        for name, component in passed.items():
-            if not isinstance(component, (torch.nn.Module, FocusImageProcessor)):
+        for name in COMPONENTS.keys() & kwargs.keys():
+            component = kwargs[name]
+            if component is not None and not isinstance(component, (torch.nn.Module, FocusImageProcessor)):
                 raise TypeError(
                     f"{name} must be a {COMPONENTS[name].__name__}, got {type(component).__name__}. Load it first: "
                     f'{COMPONENTS[name].__name__}.from_pretrained(..., subfolder="{name}").'
                 )
-        kwargs |= dict.fromkeys(passed)
-        pipe = super().from_pretrained(source, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        if passed:
-            pipe.register_modules(**passed)
-            check_fit(pipe)
-        return pipe
+        return super().from_pretrained(source, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
@@ -149,6 +149,8 @@ class FocusLoadingMixin:
         try:
             folder = super().download(name, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         except OSError as error:
+            if trouble is None and not isinstance(error, FileNotFoundError):
+                raise
             raise OSError(_explanation(name, kwargs.get("revision"), trouble or error)) from (trouble or error)
         check_files(name, _listing(folder), cls._wanted(folder, kwargs), variant)
         return folder

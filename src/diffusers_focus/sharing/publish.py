@@ -150,14 +150,13 @@ def publish(
         The address of the commit.
     """
     ignored = []
-    if not subfolder:
-        if HfApi(token=token).file_exists(repo_id, CARD):
-            ignored = [CARD]
-        elif not (folder / CARD).is_file():
-            origin = find_origin(saved, folder, repo_id, token)
-            replace_text(folder / CARD, pushed_card(folder, repo_id, type(saved), variant, origin))
-            if origin.metrics is not None and not (folder / FIGURES).exists():
-                replace_text(folder / FIGURES, json.dumps(origin.metrics, indent=2) + "\n")
+    if HfApi(token=token).file_exists(repo_id, f"{subfolder}/{CARD}" if subfolder else CARD):
+        ignored = [CARD]
+    elif not subfolder and not (folder / CARD).is_file():
+        origin = find_origin(saved, folder, repo_id, token)
+        replace_text(folder / CARD, pushed_card(folder, repo_id, type(saved), variant, origin))
+        if origin.metrics is not None and not (folder / FIGURES).exists():
+            replace_text(folder / FIGURES, json.dumps(origin.metrics, indent=2) + "\n")
     forget_places(folder)
     return upload(
         folder,
@@ -175,7 +174,8 @@ def forget_places(folder: Path) -> None:
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
         if '"_name_or_path"' in (text := file.read_text(encoding="utf-8")):
             config = json.loads(text)
-            if isinstance(config, dict) and os.path.isdir(config.get("_name_or_path") or ""):
+            place = config.get("_name_or_path") or "" if isinstance(config, dict) else ""
+            if os.path.isdir(place) or os.path.isabs(place):
                 del config["_name_or_path"]
                 replace_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
