@@ -43,6 +43,7 @@ def main() -> None:
     from diffusers_focus import FocusPipeline
     from diffusers_focus.checkpoints.layout import modular_index
     from diffusers_focus.checkpoints.variants import PUBLISHED_3B
+    from diffusers_focus.sharing.loaders import loader_files
     from diffusers_focus.training.components import CLASSES, tiny_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,6 +68,8 @@ def main() -> None:
     FocusPipeline(**parts, lm_tokenizer=tiny_tokenizer()).save_config(folder)
     index = modular_index(json.loads((folder / "model_index.json").read_text()))
     (folder / "modular_model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    for path, text in loader_files(json.loads((folder / "model_index.json").read_text())).items():
+        (folder / path).write_text(text)
     (folder / "README.md").write_text(CARD.format(rows="\n".join(rows)))
     print(folder)
 

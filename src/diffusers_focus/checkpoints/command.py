@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from ..sharing.publish import create_repository, upload
     from .convert import ConvertOptions, assemble_focus, convert_illume_plus
-    from .hub import push_folder
     from .restore import convert_focus_to_original
 
     ours = ("run", "kind", "version", "debug")
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
         print("nothing was written (--dry-run)")
         return
     if push is not None:
-        print(push_folder(args.output, push))
+        repo_id = create_repository(push, private=True)
+        print(upload(args.output, repo_id, commit_message="Converted weights"))
     print(args.output)
 
 

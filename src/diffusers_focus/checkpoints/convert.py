@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
 from ..processing.vocabulary import FocusVocabulary, extend_tokenizer, num_visual_tokens
+from ..sharing.loaders import loader_files
 from . import layout
 from .illume import WITHOUT_NEW_PARTS
 from .plan import Plan, apply_step, check_duplicates, make_plan, merge_plans, target_shapes
@@ -491,6 +492,8 @@ def _write_configs(job: Job, writer: FolderWriter) -> None:
     index = layout.model_index(present, scheduler, job.settings)
     writer.write_json("model_index.json", index)
     writer.write_json("modular_model_index.json", layout.modular_index(index))
+    for path, text in loader_files(index).items():
+        writer.write_text(path, text)
 
 
 def _facts(job: Job, title: str, nbytes: int, dtype: torch.dtype | None) -> dict[str, Any]:

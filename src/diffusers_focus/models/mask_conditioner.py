@@ -20,10 +20,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..sharing.publish import FocusHubMixin
 from ._position import sine_position_2d
 
 
-class FocusMaskConditioner(ModelMixin, ConfigMixin):
+class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin):
     """Mask on the latent grid -> cross-attention sequence.
 
     Args:

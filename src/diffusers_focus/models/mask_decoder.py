@@ -28,6 +28,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
+from ..sharing.publish import FocusHubMixin
 from ._pixel_decoder import NUM_LEVELS, FeedForward, FocusPixelFeatures, LearnedRows, MaskPixelDecoder, sine_positions
 
 
@@ -165,7 +166,7 @@ def _shrink(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return (x[..., j - 1 :: columns] + x[..., j::columns]) * 0.25
 
 
-class FocusMaskDecoder(ModelMixin, ConfigMixin):
+class FocusMaskDecoder(FocusHubMixin, ModelMixin, ConfigMixin):
     """Mask2Former-style mask predictor whose queries are a language model's mask-slot states.
 
     Args:

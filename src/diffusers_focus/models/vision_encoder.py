@@ -28,6 +28,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import nn
 from transformers import ConvNextBackbone, ConvNextConfig
 
+from ..sharing.publish import FocusHubMixin
 from ._position import fourier_features, sine_position_2d
 from ._vit import build_vit, vit_features
 from .movq import MoVQEncoder
@@ -253,7 +254,7 @@ def _projector(in_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
 
-class FocusVisionEncoder(ModelMixin, ConfigMixin):
+class FocusVisionEncoder(FocusHubMixin, ModelMixin, ConfigMixin):
     """Dual-branch vision encoder. The defaults are the published 3B sizes.
 
     Args:

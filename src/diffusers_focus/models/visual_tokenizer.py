@@ -23,6 +23,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
+from ..sharing.publish import FocusHubMixin
 from ._vit import SemanticBlock, build_vit, rotary_2d, vit_features
 from .movq import MoVQDecoder, MoVQEncoder
 
@@ -184,7 +185,7 @@ class SemanticDecoder(_SemanticBranch):
         return self.norm_out(self.proj_out(self._run_blocks(self.proj_in(codes))))
 
 
-class FocusVisualTokenizer(ModelMixin, ConfigMixin):
+class FocusVisualTokenizer(FocusHubMixin, ModelMixin, ConfigMixin):
     """Dual-branch image tokenizer; the defaults are the published size.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the pipelines share: checking components, encoding images."""
+"""What the pipelines share besides loading and saving: checking components, encoding images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from typing import Any
 
 import torch
 
+from ..sharing.publish import FocusHubMixin
 from ..steps import encode
+from ._hub import FocusLoadingMixin
 
 
-class FocusPipelineMixin:
+class FocusPipelineMixin(FocusLoadingMixin, FocusHubMixin):
     """Mixed into a `DiffusionPipeline` with FOCUS components."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """diffusers' own, in float32 unless `dtype` (or `torch_dtype`) says otherwise.
-
-        transformers loads a language model in the dtype it was saved in, diffusers loads everything else in float32; published
-        weights are float16, so without this the parts would not fit together.
-        """
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = torch.float32
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _require(self, purpose: str, *names: str) -> None:
         """Raise ValueError unless these components are there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ._hub import register_pipeline
 from .segment_edit import FocusSegmentEditMixin
 from .understand import FocusUnderstandMixin
 
@@ -23,3 +24,6 @@ class FocusPipeline(FocusUnderstandMixin, FocusSegmentEditMixin, DiffusionPipeli
         pipe.generate("a red circle and a blue star").images
         ```
     """
+
+
+register_pipeline(FocusPipeline, "focus")

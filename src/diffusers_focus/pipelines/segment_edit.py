@@ -24,6 +24,7 @@ from ..processing.images import FocusImageProcessor
 from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
 from ._edit import FocusEditMixin
+from ._hub import register_pipeline
 
 
 class FocusSegmentEditMixin(FocusEditMixin):
@@ -150,3 +151,6 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
         default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.
     """
+
+
+register_pipeline(FocusSegmentEditPipeline, "focus-segment-edit")

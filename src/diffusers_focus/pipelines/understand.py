@@ -16,6 +16,7 @@ from ..steps.encode import FocusMixedEncoding
 from ..steps.fit import check_fit
 from ..steps.understand import MAX_ANSWER, answer_questions
 from ._base import FocusPipelineMixin
+from ._hub import register_pipeline
 from .outputs import FocusImageEncoding, FocusTextOutput
 
 
@@ -138,3 +139,6 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
             generator=generator,
             return_dict=return_dict,
         )
+
+
+register_pipeline(FocusUnderstandPipeline)
