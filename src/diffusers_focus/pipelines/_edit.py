@@ -32,6 +32,7 @@ from ._base import (
     spread,
     token_sampling,
 )
+from ._lora import scaling_lora
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusImageEncoding, FocusSegmentOutput
 
@@ -87,6 +88,7 @@ class FocusEditMixin(FocusSegmentMixin):
             raise TypeError("generate needs a description, got None.")
         return self(prompt=prompt, **kwargs)
 
+    @scaling_lora
     @torch.no_grad()
     def __call__(
         self,
@@ -118,6 +120,7 @@ class FocusEditMixin(FocusSegmentMixin):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> FocusEditOutput | FocusSegmentOutput | tuple[Any, ...]:
         """Segment (no prompt), edit (prompt and image) or generate (prompt alone).
 
@@ -147,6 +150,7 @@ class FocusEditMixin(FocusSegmentMixin):
             return_dict: False returns a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
             callback_on_step_end_tensor_inputs: the tensors it gets; "latents" by default.
+            cross_attention_kwargs: for the UNet's attention; "scale" is the weight of LoRA adapters, the language model's included.
 
         Returns:
             `FocusEditOutput`, without a prompt `FocusSegmentOutput`.
@@ -263,6 +267,7 @@ class FocusEditMixin(FocusSegmentMixin):
             generator=generator,
             callback=callback_on_step_end,
             tensor_inputs=tensor_inputs,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
         if output_type == "latent":
             self.maybe_free_model_hooks()
@@ -460,6 +465,7 @@ class FocusEditMixin(FocusSegmentMixin):
         generator: Generators,
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
         device, dtype = tokens.device, self.unet.dtype
@@ -499,7 +505,13 @@ class FocusEditMixin(FocusSegmentMixin):
                 if self.interrupt:
                     continue
                 denoiser = denoise.Denoiser(
-                    self.unet, self.scheduler, size_index, self.guidance_scale, mask_guidance_scale, has_mask
+                    self.unet,
+                    self.scheduler,
+                    size_index,
+                    self.guidance_scale,
+                    mask_guidance_scale,
+                    has_mask,
+                    cross_attention_kwargs,
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = self.scheduler.step(predicted, t, latents, **extra, return_dict=False)[0].to(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from transformers import (
     CLIPTextModel,
@@ -23,6 +23,7 @@ from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ._base import check_fit
 from ._edit import FocusEditMixin
+from ._lora import FocusLoraMixin
 
 # [width, height] of the sizes that the original UNet's resolution index stands for, in its order.
 RESOLUTION_GROUP = (
@@ -31,7 +32,7 @@ RESOLUTION_GROUP = (
 )  # fmt: skip
 
 
-class FocusSegmentEditMixin(FocusEditMixin):
+class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = (

@@ -26,6 +26,7 @@ from ._base import (
     spread,
     token_sampling,
 )
+from ._lora import FocusLoraMixin
 from .outputs import FocusTextOutput
 
 
@@ -108,7 +109,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         return FocusTextOutput(text=text) if return_dict else (text,)
 
 
-class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
+class FocusUnderstandPipeline(FocusUnderstandMixin, FocusLoraMixin, DiffusionPipeline):
     """Questions about images, without the parts that segment and draw.
 
     Args:
@@ -120,6 +121,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "vision_encoder->visual_tokenizer->language_model"
+    _lora_loadable_modules = ["language_model"]
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ def mask_sequence(
     )
     if latent_mask is None or components.mask_conditioner is None:
         return zeros
-    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).to(unet.dtype)], dim=1)
+    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).sequence.to(unet.dtype)], dim=1)
 
 
 @dataclass
@@ -122,6 +122,7 @@ class Denoiser:
         guidance_scale: over the token map; 1 or less means none.
         mask_guidance_scale: over f_m; 1 means none, anything else costs a further pass.
         has_mask: whether the sequence holds f_m.
+        cross_attention_kwargs: for the UNet's attention processors.
     """
 
     unet: Any
@@ -130,6 +131,7 @@ class Denoiser:
     guidance_scale: float = 1.0
     mask_guidance_scale: float = 1.0
     has_mask: bool = False
+    cross_attention_kwargs: dict[str, Any] | None = None
 
     @property
     def guided(self) -> bool:
@@ -168,6 +170,7 @@ class Denoiser:
             timestep,
             encoder_hidden_states=sequence,
             added_cond_kwargs=self._added(sequence),
+            cross_attention_kwargs=self.cross_attention_kwargs,
             return_dict=False,
         )[0].chunk(count)
         conditional = output[1] if self.guided else output[0]
@@ -217,7 +220,10 @@ def encode_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:
     upcast = dtype == torch.float16 and vae.config.force_upcast
     if upcast:
         vae.to(torch.float32)
-    latents = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    encoded = vae.encode(images.to(vae.dtype))
+    latents = (
+        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    )  # tiny ones have no distribution
     if upcast:
         vae.to(dtype)
     mean, std = _statistics(vae, latents)

@@ -46,7 +46,7 @@ class FocusImageEncoding:
         mask_pixels: the mask decoder's pixel features, filled by `mask_pixels`.
         codes: (semantic [n, hs, ws], pixel [n, hp, wp]) int64, the images' own codes, filled by `source_codes`.
         prefixes: the language model's caches over system text, image blocks and query slots, filled by
-            `sequence.encode_prefix`; one entry unless the style puts a tag before the image.
+            `sequence.encode_prefix`; one entry unless the style puts a tag before the image, or LoRA adapters change.
     """
 
     inputs: FocusImageInputs
