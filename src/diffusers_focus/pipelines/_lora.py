@@ -64,8 +64,8 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
         foreign = [key for key in state_dict if "lora" not in key]
         if foreign or not state_dict:
             raise ValueError(
-                f"This is no LoRA: {len(foreign)} of its {len(state_dict)} weights are none, first {foreign[:3]}. A LoRA's keys all "
-                'hold "lora"; whole models are loaded with from_pretrained.'
+                f"This is no LoRA: {len(foreign)} of its {len(state_dict)} weights are none, first {foreign[:3]}. A LoRA's keys "
+                'all hold "lora"; whole models are loaded with from_pretrained.'
             )
         language = _part(state_dict, f"{LANGUAGE_MODEL}.")
         text = [key for key in state_dict if key.startswith(TEXT_ENCODERS)]
