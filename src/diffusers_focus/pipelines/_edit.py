@@ -499,6 +499,7 @@ class FocusEditMixin(FocusSegmentMixin):
         if "generator" in accepted:
             extra["generator"] = generator
         has_mask = latent_mask is not None and self.mask_conditioner is not None
+        added = denoise.added_conditions(self.unet, size_index, prompt_embeds)
         self._num_timesteps = len(schedule)
         with self.progress_bar(total=len(schedule)) as bar:
             for i, t in enumerate(schedule):
@@ -512,6 +513,7 @@ class FocusEditMixin(FocusSegmentMixin):
                     mask_guidance_scale,
                     has_mask,
                     cross_attention_kwargs,
+                    added,
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = self.scheduler.step(predicted, t, latents, **extra, return_dict=False)[0].to(dtype)
@@ -524,12 +526,16 @@ class FocusEditMixin(FocusSegmentMixin):
                         "token_map": token_map,
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,
+                        "add_text_embeds": added[0] if added is not None else None,
+                        "add_time_ids": added[1] if added is not None else None,
                     }
                     changed = callback(self, i, t, {name: have[name] for name in tensor_inputs}) or {}
                     latents = changed.pop("latents", latents)
                     token_map = changed.pop("token_map", token_map)
                     prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
                     negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    if added is not None:
+                        added = changed.pop("add_text_embeds", added[0]), changed.pop("add_time_ids", added[1])
                 bar.update()
         return latents
 

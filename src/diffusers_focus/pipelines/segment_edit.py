@@ -47,7 +47,14 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         "text_encoder_2",
         "controlnet",
     ]
-    _callback_tensor_inputs = ["latents", "token_map", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = [
+        "latents",
+        "token_map",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "add_text_embeds",
+        "add_time_ids",
+    ]
 
     def __init__(
         self,
