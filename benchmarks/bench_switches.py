@@ -3,9 +3,9 @@
 One process for each switch: it loads the pipeline, throws the switch, edits one 128 x 128 image and segments in it. Written down
 are the seconds of an edit (by the clock, and of the processors, which other programs disturb less), the peak memory of the process
 above what importing the libraries took, the megabytes of weights, and how far the result is from the plain run's: mean and largest
-difference of the picture (0..1) and the overlap of the masks. Where the language model is quantised the picture is compared with the
-plain model's visual tokens, for one other token is another picture. Writes results/switches_<hardware>_<date>.json and .md. Rows
-whose library is missing are left out (`[quant]`).
+difference of the picture (0..1) and the overlap of the masks. Where the language model is quantised the picture is compared with
+the plain model's visual tokens, for one other token is another picture. Writes results/switches_<hardware>_<date>.json and .md.
+Rows whose library is missing are left out (`[quant]`).
 """
 
 from __future__ import annotations
@@ -199,10 +199,17 @@ def report(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["switches"].items():
-        lines.append(
-            f"| {name} | {row['median_s']:.3f} | {row['min_s']:.3f} to {row['max_s']:.3f} | {row['processor_s']:.3f} | "
-            f"{row['peak_mb_above_imports']:.0f} | {row['weights_mb']:.1f} | {row['mean_difference']:.5f} | {row['largest_difference']:.4f} | {row['mask_iou']:.3f} |"
-        )
+        cells = [
+            f"{row['median_s']:.3f}",
+            f"{row['min_s']:.3f} to {row['max_s']:.3f}",
+            f"{row['processor_s']:.3f}",
+            f"{row['peak_mb_above_imports']:.0f}",
+            f"{row['weights_mb']:.1f}",
+            f"{row['mean_difference']:.5f}",
+            f"{row['largest_difference']:.4f}",
+            f"{row['mask_iou']:.3f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
