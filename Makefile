@@ -7,7 +7,7 @@
 #   make check                                                    lint, format, types, import direction
 #   make format                                                   let ruff repair what it can
 #   make tiny   [ARGS="..."]                                      train focus-tiny from nothing
-#   make bench  [ARGS="..."]                                      measure time and memory of focus-tiny
+#   make bench  [ARGS="..."]                                      measure time and memory of focus-tiny and of diffusers' switches
 #   make clean                                                    remove .venv and caches
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,7 @@ tiny: $(VENV)/.installed-train
 
 bench: $(VENV)/.installed-train
 	$(RUN) benchmarks/bench_focus_tiny.py $(ARGS)
+	$(RUN) benchmarks/bench_switches.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist src/*.egg-info

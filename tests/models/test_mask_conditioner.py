@@ -21,7 +21,7 @@ def awake(**overrides):
 
 
 def test_is_exactly_zero_at_initialisation():
-    out = make()(torch.ones(2, 1, 16, 16), torch.randn(2, 6, 8, 8))
+    out = make()(torch.ones(2, 1, 16, 16), torch.randn(2, 6, 8, 8)).sequence
     assert out.shape == (2, 16, 24)
     assert torch.equal(out, torch.zeros_like(out))
     assert make().proj_out.bias is None
@@ -29,19 +29,19 @@ def test_is_exactly_zero_at_initialisation():
 
 def test_initial_zero_still_trains():
     model = make()
-    model(torch.ones(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).sum().backward()
+    model(torch.ones(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).sequence.sum().backward()
     assert model.proj_out.weight.grad.abs().sum() > 0
 
 
 def test_published_patch_size_gives_256_rows_at_1024_pixels():
     model = FocusMaskConditioner(hidden_dim=8, cross_attention_dim=8)
-    assert model(torch.zeros(1, 1, 128, 128), torch.zeros(1, 64, 32, 32)).shape == (1, 256, 8)
+    assert model(torch.zeros(1, 1, 128, 128), torch.zeros(1, 64, 32, 32)).sequence.shape == (1, 256, 8)
 
 
 @pytest.mark.parametrize("size, grid", [((16, 32), (4, 8)), ((18, 7), (5, 2)), ((3, 4), (1, 1))])
 def test_other_aspect_ratios(size, grid):
     model = awake()
-    out = model(torch.rand(1, 1, *size), torch.randn(1, 6, 5, 9))
+    out = model(torch.rand(1, 1, *size), torch.randn(1, 6, 5, 9)).sequence
     assert model.grid_size(*size) == grid
     assert out.shape == (1, grid[0] * grid[1], 24)
     assert out.isfinite().all()
@@ -51,20 +51,20 @@ def test_other_aspect_ratios(size, grid):
 def test_a_mask_changes_its_own_row_only():
     model, token_map = awake(), torch.randn(1, 6, 8, 8)
     mask = torch.zeros(1, 1, 16, 16)
-    empty = model(mask, token_map)
+    empty = model(mask, token_map).sequence
     mask[0, 0, 5, 9] = 1  # patch row 1, column 2 of 4
-    changed = (model(mask, token_map) - empty).abs().amax(-1)[0] > 1e-6
+    changed = (model(mask, token_map).sequence - empty).abs().amax(-1)[0] > 1e-6
     assert changed.nonzero().flatten().tolist() == [1 * 4 + 2]
 
 
 @torch.no_grad()
 def test_rows_without_mask_carry_position_and_content():
     model, empty = awake(), torch.zeros(1, 1, 16, 16)
-    rows = model(empty, torch.zeros(1, 6, 8, 8))[0]
+    rows = model(empty, torch.zeros(1, 6, 8, 8)).sequence[0]
     assert torch.cdist(rows, rows).fill_diagonal_(1.0).min() > 1e-3
     token_map = torch.zeros(1, 6, 8, 8)
     token_map[:, :, 2:4, 4:6] = 1.0  # patch row 1, column 2
-    changed = (model(empty, token_map)[0] - rows).abs().amax(-1) > 1e-6
+    changed = (model(empty, token_map).sequence[0] - rows).abs().amax(-1) > 1e-6
     assert changed.nonzero().flatten().tolist() == [6]
 
 
@@ -96,15 +96,15 @@ def test_save_and_load(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = FocusMaskConditioner.from_pretrained(tmp_path)
     inputs = torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8)
-    assert torch.equal(loaded(*inputs), model(*inputs))
+    assert torch.equal(loaded(*inputs).sequence, model(*inputs, return_dict=False)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_weights(dtype):
-    out = awake().to(dtype)(torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8))
+    out = awake().to(dtype)(torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).sequence
     assert out.dtype == dtype and out.isfinite().all()
 
 
 def test_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert awake()(torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).isfinite().all()
+        assert awake()(torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).sequence.isfinite().all()

@@ -12,7 +12,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from diffusers_focus import Box, Mask, Point, Scribble
 from diffusers_focus.processing.prompts import UNDERSTAND
@@ -98,14 +98,63 @@ def test_guidance_and_given_noise_change_the_result(pipe):
         assert difference(first, edit(pipe, latents=noise, **{option: 6.0})) > 0
 
 
-def test_diffusers_own_callbacks_can_end_guidance(pipe):
+@pytest.mark.parametrize("kind", [SDCFGCutoffCallback, SDXLCFGCutoffCallback])
+def test_diffusers_own_callbacks_can_end_guidance(pipe, kind):
     seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     try:
-        pipe.generate("a star", num_inference_steps=4, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5))
+        pipe.generate("a star", num_inference_steps=4, callback_on_step_end=kind(cutoff_step_ratio=0.5))
     finally:
         hook.remove()
     assert seen == [2, 2, 2, 1]
+
+
+def test_several_callbacks_share_their_tensors(pipe):
+    both = MultiPipelineCallbacks(
+        [SDXLCFGCutoffCallback(cutoff_step_index=0), SDCFGCutoffCallback(cutoff_step_index=1)]
+    )
+    options = {"num_inference_steps": 3, "output_type": "latent"}
+    cut = pipe.generate("a star", generator=seeded(), callback_on_step_end=both, **options).images
+    assert pipe.guidance_scale == 0.0 and not pipe.do_classifier_free_guidance
+    assert (cut - pipe.generate("a star", generator=seeded(), **options).images).abs().max() > 1e-4
+
+
+def test_callbacks_get_every_tensor_and_may_change_each(pipe):
+    """What a callback puts in the place of a tensor is what the next step reads."""
+    names, shapes = pipe._callback_tensor_inputs, {}
+
+    def note(pipeline, step, timestep, tensors):
+        shapes.update({name: tuple(value.shape) for name, value in tensors.items()})
+        return {}
+
+    options = {
+        "num_inference_steps": 3,
+        "num_images_per_prompt": 2,
+        "mask_image": disk_mask(),
+        "preserve_background": False,
+    }
+    arguments = {"callback_on_step_end_tensor_inputs": names, "output_type": "latent", "generator": seeded(), **options}
+    plain = pipe.edit(picture(), "remove it", callback_on_step_end=note, **arguments).images
+    assert shapes["latents"] == (2, 4, 16, 16) and shapes["token_map"] == (2, 8, 4, 4)
+    assert shapes["prompt_embeds"] == shapes["negative_prompt_embeds"] == (2, 77 + 16, 32)
+    assert shapes["add_text_embeds"] == (2, 32) and shapes["add_time_ids"] == (2, 6)
+    for changed in names:
+
+        def change(pipeline, step, timestep, tensors, changed=changed):
+            return {changed: tensors[changed] + 1.0}
+
+        arguments["generator"] = seeded()
+        latents = pipe.edit(picture(), "remove it", callback_on_step_end=change, **arguments).images
+        assert (latents - plain).abs().max() > 1e-4, changed
+
+
+def test_progress_bars_are_configured_in_diffusers_way(pipe, capsys):
+    other = tiny_pipeline()
+    other.set_progress_bar_config(disable=False, desc="drawing", ascii=True)
+    other.generate("a star", num_inference_steps=1, generator=seeded())
+    assert "drawing: 100%" in capsys.readouterr().err
+    pipe.generate("a star", num_inference_steps=1, generator=seeded())
+    assert "drawing" not in capsys.readouterr().err
 
 
 def test_interrupting_between_tokens_ends_the_call_quickly(pipe):

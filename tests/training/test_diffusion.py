@@ -122,7 +122,7 @@ def test_the_mask_sequence_follows_the_zeros_and_may_be_dropped():
     one.loss(batch, 0)
     mask = resample_mask(batch.change, (16, 16))
     with torch.no_grad():
-        wanted = one.components.mask_conditioner(mask, one.token_map(batch))
+        wanted = one.components.mask_conditioner(mask, one.token_map(batch)).sequence
     assert not unet.seen["states"][:, :77].any()
     torch.testing.assert_close(unet.seen["states"][:, 77:], wanted)
     without = objective(edits=1.0, mask_drop=1.0)

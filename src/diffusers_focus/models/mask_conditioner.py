@@ -13,18 +13,33 @@ projections have no bias either, zero rows contribute zero values.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
 from ..sharing.publish import FocusHubMixin
 from ._position import sine_position_2d
 
 
-class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin):
+@dataclass
+class FocusMaskConditionerOutput(BaseOutput):
+    """What the UNet's cross-attention reads of a mask.
+
+    Args:
+        sequence (`torch.Tensor`): f_m [B, T, cross_attention_dim], patches in raster order, in the dtype of the weights. Patches
+            without mask are present too: the decoder must know where not to edit.
+    """
+
+    sequence: torch.Tensor
+
+
+class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Mask on the latent grid -> cross-attention sequence.
 
     Args:
@@ -63,16 +78,18 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin):
         p = self.config.patch_size
         return math.ceil(height / p), math.ceil(width / p)
 
-    def forward(self, mask: torch.Tensor, token_map: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, mask: torch.Tensor, token_map: torch.Tensor, return_dict: bool = True
+    ) -> FocusMaskConditionerOutput | tuple[torch.Tensor]:
         """Encode masks.
 
         Args:
             mask: [B, 1, h, w] in 0..1 on the latent grid; 1 is where pixels may change.
             token_map: [B, code_channels, hp, wp], the embeddings that also condition the UNet, on any grid.
+            return_dict: False returns a tuple.
 
         Returns:
-            [B, T, cross_attention_dim], patches in raster order, in the dtype of the weights. Patches without mask are
-            present too: the decoder must know where not to edit.
+            `FocusMaskConditionerOutput`.
 
         Raises:
             ValueError: a shape does not fit.
@@ -100,4 +117,5 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin):
 
         h = self.mask_in(patches) + self.content_in(content) + self.position_in(position)
         h = h + self.mlp(self.norm(h))
-        return self.proj_out(self.norm_out(h))
+        sequence = self.proj_out(self.norm_out(h))
+        return FocusMaskConditionerOutput(sequence) if return_dict else (sequence,)

@@ -23,12 +23,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
 from ..sharing.publish import FocusHubMixin
+from ._attention import AttentionProduct
 from ._pixel_decoder import NUM_LEVELS, FeedForward, FocusPixelFeatures, LearnedRows, MaskPixelDecoder, sine_positions
 
 
@@ -69,6 +72,7 @@ class MaskAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
+        self.attend = AttentionProduct()
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
@@ -87,7 +91,7 @@ class MaskAttention(nn.Module):
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values))
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        out = self.attend(q, k, v, allowed)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -166,7 +170,7 @@ def _shrink(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return (x[..., j - 1 :: columns] + x[..., j::columns]) * 0.25
 
 
-class FocusMaskDecoder(FocusHubMixin, ModelMixin, ConfigMixin):
+class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Mask2Former-style mask predictor whose queries are a language model's mask-slot states.
 
     Args:

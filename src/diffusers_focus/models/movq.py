@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ._attention import AttentionProduct
+
 NORM_EPS = 1e-6
 
 
@@ -79,6 +81,7 @@ class MoVQAttention(nn.Module):
 
     def __init__(self, channels: int, condition_channels: int | None, groups: int) -> None:
         super().__init__()
+        self.attend = AttentionProduct()
         self.norm = _make_norm(channels, condition_channels, groups)
         self.q = nn.Conv2d(channels, channels, kernel_size=1)
         self.k = nn.Conv2d(channels, channels, kernel_size=1)
@@ -88,7 +91,7 @@ class MoVQAttention(nn.Module):
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         h = self.norm(x, condition)
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, 1, H*W, C]
+        h = self.attend(q, k, v)  # [B, 1, H*W, C]
         h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(h)
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
@@ -29,6 +31,7 @@ from torch import nn
 from transformers import ConvNextBackbone, ConvNextConfig
 
 from ..sharing.publish import FocusHubMixin
+from ._attention import AttentionProduct
 from ._position import fourier_features, sine_position_2d
 from ._vit import build_vit, vit_features
 from .movq import MoVQEncoder
@@ -88,6 +91,7 @@ class FeatureFusion(nn.Module):
         super().__init__()
         _check_heads(inner_dim, num_heads, "fusion_dim")
         self.num_heads = num_heads
+        self.attend = AttentionProduct()
         self.norm = nn.LayerNorm(dim)
         self.norm_level = nn.LayerNorm(level_channels)
         self.to_q = nn.Linear(dim, inner_dim, bias=False)
@@ -110,7 +114,7 @@ class FeatureFusion(nn.Module):
             head_dim = query.shape[-1]
             query = query + sine_position_2d(height, width, head_dim, query.device, query.dtype)
             key = key + sine_position_2d(*level.shape[-2:], head_dim, key.device, key.dtype)
-            attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            attended = self.attend(query, key, value).transpose(1, 2).flatten(2)
             x = x + self.to_out(attended).unflatten(1, (height, width))
         return x, x + self.mlp(x)
 
@@ -125,6 +129,7 @@ class GatedQueryLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend = AttentionProduct()
         self.norm_media = nn.LayerNorm(dim)
         self.norm_latents = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, dim, bias=False)
@@ -146,7 +151,7 @@ class GatedQueryLayer(nn.Module):
         key, value = self.to_kv(torch.cat((self.norm_media(media), latents), dim=1)).chunk(2, dim=-1)
         key, value = _split_heads(key, self.num_heads), _split_heads(value, self.num_heads)
         key = key + F.pad(position, (0, 0, 0, h.shape[1])).to(key.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = self.attend(query, key, value).transpose(1, 2).flatten(2)
         h = h + self.gamma.tanh().to(h.dtype) * self.to_out(attended)
         return h + self.beta.tanh().to(h.dtype) * self.ffn(h)
 
@@ -254,7 +259,7 @@ def _projector(in_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
 
-class FocusVisionEncoder(FocusHubMixin, ModelMixin, ConfigMixin):
+class FocusVisionEncoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Dual-branch vision encoder. The defaults are the published 3B sizes.
 
     Args:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.outputs import BaseOutput
@@ -185,7 +187,7 @@ class SemanticDecoder(_SemanticBranch):
         return self.norm_out(self.proj_out(self._run_blocks(self.proj_in(codes))))
 
 
-class FocusVisualTokenizer(FocusHubMixin, ModelMixin, ConfigMixin):
+class FocusVisualTokenizer(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Dual-branch image tokenizer; the defaults are the published size.
 
     Args:
@@ -385,23 +387,26 @@ class FocusVisualTokenizer(FocusHubMixin, ModelMixin, ConfigMixin):
         pixel_values: torch.Tensor,
         semantic_features: torch.Tensor | None = None,
         pixel_values_low: torch.Tensor | None = None,
-    ) -> FocusTokenizerForwardOutput:
+        return_dict: bool = True,
+    ) -> FocusTokenizerForwardOutput | tuple[torch.Tensor, ...]:
         """Encode and reconstruct, for training.
 
         Args:
             pixel_values: [B, 3, H, W] in [-1, 1].
             semantic_features: See `encode`.
             pixel_values_low: See `encode`.
+            return_dict: False returns a tuple of the output's fields.
 
         Returns:
             `FocusTokenizerForwardOutput`.
         """
         encoded = self.encode(pixel_values, semantic_features, pixel_values_low)
-        return FocusTokenizerForwardOutput(
+        output = FocusTokenizerForwardOutput(
             **encoded,
             reconstruction=self.decode(encoded.semantic_codes, encoded.pixel_codes),
             semantic_reconstruction=self.decode_semantic(encoded.semantic_codes),
         )
+        return output if return_dict else output.to_tuple()
 
     def _semantic_input(
         self, semantic_features: torch.Tensor | None, pixel_values_low: torch.Tensor | None

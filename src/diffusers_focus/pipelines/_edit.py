@@ -35,6 +35,7 @@ from ..steps.editing import (
 )
 from ..steps.encode import single_images
 from ..steps.sampling import Generators
+from ._lora import scaling_lora
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusSegmentOutput
 
@@ -87,6 +88,7 @@ class FocusEditMixin(FocusSegmentMixin):
             raise TypeError("generate needs a description, got None.")
         return self(prompt=prompt, **kwargs)
 
+    @scaling_lora
     @torch.no_grad()
     def __call__(
         self,
@@ -118,6 +120,7 @@ class FocusEditMixin(FocusSegmentMixin):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> FocusEditOutput | FocusSegmentOutput | tuple[Any, ...]:
         """Segment (no prompt), edit (prompt and image) or generate (prompt alone).
 
@@ -147,6 +150,7 @@ class FocusEditMixin(FocusSegmentMixin):
             return_dict: False returns a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
             callback_on_step_end_tensor_inputs: the tensors it gets; "latents" by default.
+            cross_attention_kwargs: for the UNet's attention; "scale" is the weight of LoRA adapters, the language model's included.
 
         Returns:
             `FocusEditOutput`, without a prompt `FocusSegmentOutput`.
@@ -246,6 +250,7 @@ class FocusEditMixin(FocusSegmentMixin):
             generator=generator,
             callback=callback_on_step_end,
             tensor_inputs=tensor_inputs,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
         if output_type == "latent":
             self.maybe_free_model_hooks()
@@ -330,6 +335,7 @@ class FocusEditMixin(FocusSegmentMixin):
         generator: Generators,
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
         schedule = denoise.prepare_timesteps(
@@ -353,6 +359,7 @@ class FocusEditMixin(FocusSegmentMixin):
         )
         step_arguments = denoise.step_arguments(self.scheduler, eta, generator)
         has_mask = latent_mask is not None and self.mask_conditioner is not None
+        added = denoise.added_conditions(self.unet, size_index, prompt_embeds)
         self._num_timesteps = len(schedule)
         with self.progress_bar(total=len(schedule)) as bar:
             for i, t in enumerate(schedule):
@@ -360,7 +367,14 @@ class FocusEditMixin(FocusSegmentMixin):
                     continue
                 # Made anew each step: a callback may end the guidance.
                 denoiser = denoise.Denoiser(
-                    self.unet, self.scheduler, size_index, self.guidance_scale, mask_guidance_scale, has_mask
+                    self.unet,
+                    self.scheduler,
+                    size_index,
+                    self.guidance_scale,
+                    mask_guidance_scale,
+                    has_mask,
+                    cross_attention_kwargs,
+                    added,
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = denoise.advance(self.scheduler, predicted, t, latents, step_arguments)
@@ -373,12 +387,16 @@ class FocusEditMixin(FocusSegmentMixin):
                         "token_map": token_map,
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,
+                        "add_text_embeds": added[0] if added is not None else None,
+                        "add_time_ids": added[1] if added is not None else None,
                     }
                     changed = callback(self, i, t, {name: have[name] for name in tensor_inputs}) or {}
                     latents = changed.pop("latents", latents)
                     token_map = changed.pop("token_map", token_map)
                     prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
                     negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    if added is not None:
+                        added = changed.pop("add_text_embeds", added[0]), changed.pop("add_time_ids", added[1])
                 bar.update()
         return latents
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from transformers import (
     CLIPTextModel,
@@ -25,9 +25,10 @@ from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
 from ._edit import FocusEditMixin
 from ._hub import register_pipeline
+from ._lora import FocusLoraMixin
 
 
-class FocusSegmentEditMixin(FocusEditMixin):
+class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = (
@@ -42,7 +43,14 @@ class FocusSegmentEditMixin(FocusEditMixin):
         "text_encoder_2",
         "controlnet",
     ]
-    _callback_tensor_inputs = ["latents", "token_map", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = [
+        "latents",
+        "token_map",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "add_text_embeds",
+        "add_time_ids",
+    ]
 
     def __init__(
         self,

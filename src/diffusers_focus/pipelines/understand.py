@@ -12,12 +12,13 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..steps.arguments import check_texts
-from ..steps.encode import FocusMixedEncoding
+from ..steps.encode import FocusImageEncoding, FocusMixedEncoding
 from ..steps.fit import check_fit
 from ..steps.understand import MAX_ANSWER, answer_questions
 from ._base import FocusPipelineMixin
 from ._hub import register_pipeline
-from .outputs import FocusImageEncoding, FocusTextOutput
+from ._lora import FocusLoraMixin
+from .outputs import FocusTextOutput
 
 
 class FocusUnderstandMixin(FocusPipelineMixin):
@@ -83,7 +84,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         return FocusMixedEncoding(images, tuple(map(len, lists)))
 
 
-class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
+class FocusUnderstandPipeline(FocusUnderstandMixin, FocusLoraMixin, DiffusionPipeline):
     """Questions about images, without the parts that segment and draw.
 
     Args:
@@ -95,6 +96,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "vision_encoder->visual_tokenizer->language_model"
+    _lora_loadable_modules = ["language_model"]
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ def mask_sequence(
     )
     if latent_mask is None or components.mask_conditioner is None:
         return zeros
-    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).to(unet.dtype)], dim=1)
+    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).sequence.to(unet.dtype)], dim=1)
 
 
 def guidance_sequences(
@@ -137,6 +137,8 @@ class Denoiser:
         guidance_scale: over the token map; 1 or less means none.
         mask_guidance_scale: over f_m; 1 means none, anything else costs a further pass.
         has_mask: whether the sequence holds f_m.
+        cross_attention_kwargs: for the UNet's attention processors.
+        added: SDXL's second conditioning from `added_conditions`; by default made anew for each step.
     """
 
     unet: Any
@@ -145,6 +147,8 @@ class Denoiser:
     guidance_scale: float = 1.0
     mask_guidance_scale: float = 1.0
     has_mask: bool = False
+    cross_attention_kwargs: dict[str, Any] | None = None
+    added: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def guided(self) -> bool:
@@ -182,7 +186,8 @@ class Denoiser:
             sample,
             timestep,
             encoder_hidden_states=sequence,
-            added_cond_kwargs=self._added(sequence),
+            added_cond_kwargs=self._added(sequence, count),
+            cross_attention_kwargs=self.cross_attention_kwargs,
             return_dict=False,
         )[0].chunk(count)
         conditional = output[1] if self.guided else output[0]
@@ -193,15 +198,25 @@ class Denoiser:
             result = result + (self.mask_guidance_scale - 1.0) * (conditional - output[-1])
         return result
 
-    def _added(self, sequence: torch.Tensor) -> dict[str, torch.Tensor] | None:
-        """SDXL's second conditioning: a zero pooled text, and the resolution index as the last of six numbers."""
-        config = self.unet.config
-        if config.addition_embed_type != "text_time":
+    def _added(self, sequence: torch.Tensor, branches: int) -> dict[str, torch.Tensor] | None:
+        added = self.added or added_conditions(self.unet, self.size_index, sequence[: len(sequence) // branches])
+        if added is None:
             return None
-        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
-        time_ids = sequence.new_zeros(len(sequence), TIME_IDS)
-        time_ids[:, -1] = self.size_index
-        return {"text_embeds": sequence.new_zeros(len(sequence), pooled), "time_ids": time_ids}
+        pooled, time_ids = (values.expand(len(sequence) // branches, -1).repeat(branches, 1) for values in added)
+        return {"text_embeds": pooled, "time_ids": time_ids}
+
+
+def added_conditions(unet: Any, size_index: int, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """SDXL's second conditioning for the rows of `sequence` [B, L, D]: a zero pooled text [B, P], and size conditioning [B, 6]
+    whose last number is the resolution index. None where the UNet takes none.
+    """
+    config = unet.config
+    if config.addition_embed_type != "text_time":
+        return None
+    pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
+    time_ids = sequence.new_zeros(len(sequence), TIME_IDS)
+    time_ids[:, -1] = size_index
+    return sequence.new_zeros(len(sequence), pooled), time_ids
 
 
 @dataclass
@@ -296,7 +311,10 @@ def encode_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:
     upcast = dtype == torch.float16 and vae.config.force_upcast
     if upcast:
         vae.to(torch.float32)
-    latents = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    encoded = vae.encode(images.to(vae.dtype))
+    latents = (
+        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    )  # tiny ones have no distribution
     if upcast:
         vae.to(dtype)
     mean, std = _statistics(vae, latents)

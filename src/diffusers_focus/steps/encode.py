@@ -50,7 +50,7 @@ class FocusImageEncoding:
         codes: (semantic [n, hs, ws], pixel [n, hp, wp]) int64, the images' own codes, filled by `source_codes`.
         images: the images as they were given, upright RGB of 8 bits a channel, whose pixels edits keep; see `own_images`.
         prefixes: the language model's caches over system text, image blocks and query slots, filled by
-            `sequence.encode_prefix`; one entry unless the style puts a tag before the image.
+            `sequence.encode_prefix`; one entry unless the style puts a tag before the image, or LoRA adapters change.
     """
 
     inputs: FocusImageInputs

@@ -243,7 +243,7 @@ def encode_prefix(
         pixel_tokens: False leaves the continuous pixel tokens out, everything else keeps its position: four fifths of a prefix
             of focus-tiny, which say little about what a question asks. For training; needs one image a prompt.
     """
-    key = task if context.style.before_image else None
+    key = (task if context.style.before_image else None, adapter_state(components.language_model))
     if encoding is not None and pixel_tokens and key in encoding.prefixes:
         return encoding.prefixes[key]
     if encoding is not None and not pixel_tokens and any(count != 1 for count in encoding.counts):
@@ -268,6 +268,23 @@ def encode_prefix(
     if encoding is not None and not skipped:
         encoding.prefixes[key] = result
     return result
+
+
+def adapter_state(language_model: Any) -> tuple[Any, ...]:
+    """What LoRA adapters do to a language model at the moment. A prefix that was run under another state is of no use.
+
+    Adapters in the layers are looked at as they are; what leaves no trace in them (weights put in or taken out by a pipeline) is
+    counted in the model's `_focus_changes`.
+    """
+    changes = getattr(language_model, "_focus_changes", 0)
+    if not getattr(language_model, "_hf_peft_config_loaded", False):
+        return (changes,)
+    layers = [module for module in language_model.modules() if hasattr(module, "merged_adapters")]
+    return changes, *(
+        (layer.disable_adapters, *layer.active_adapters, *layer.merged_adapters, *layer.scaling.items())
+        for layer in layers
+        if hasattr(layer, "scaling")
+    )
 
 
 def suffix_row(

@@ -119,7 +119,7 @@ class DecoderObjective:
         states = latents.new_zeros(count, TEXT_TOKENS, unet.config.cross_attention_dim)
         if batch.change is not None and torch.rand(()) >= self.mask_drop:
             mask = resample_mask(batch.change, tuple(latents.shape[-2:]))
-            states = torch.cat([states, self.components.mask_conditioner(mask, token_map).float()], dim=1)
+            states = torch.cat([states, self.components.mask_conditioner(mask, token_map).sequence.float()], dim=1)
         pooled_width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
         conditions = {
             "text_embeds": latents.new_zeros(count, pooled_width),

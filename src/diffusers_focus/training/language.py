@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.language import Edit, sample_edit
+from ..data.world import Scene
 from ..processing.masks import resample_mask
 from ..steps.encode import FocusImageEncoding, encode_tensors, mask_pixels
 from ..steps.sequence import (
@@ -120,7 +123,19 @@ class LanguageObjective:
         recipe, mixture = self.recipe, self.mixture
         if step % recipe.options.get("masks_every", 1):
             mixture = replace(mixture, referring=0, generalized=0, regions=0, edit_masks=0)
-        return draw_batch(self.context.style, mixture, recipe.seed, step, recipe.batch_size, size=self.size)
+        return draw_batch(
+            self.context.style,
+            mixture,
+            recipe.seed,
+            step,
+            recipe.batch_size,
+            size=self.size,
+            draw_edit=self.draw_edit,
+        )
+
+    def draw_edit(self, scene: Scene, rng: np.random.Generator) -> Edit:
+        """An edit of a scene to learn from."""
+        return sample_edit(scene, rng)
 
     def loss(self, batch: LanguageBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted sum of the parts that this batch has."""

@@ -6,7 +6,7 @@ prompts share one picture: its encoding and its prefix in the language model are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from ..data.language import (
     QUESTION_KINDS,
+    Edit,
     Referral,
     caption,
     edit_support,
@@ -170,9 +171,16 @@ class _Draft:
 
 
 def draw_batch(
-    style: PromptStyle, mixture: Mixture, seed: int, step: int, batch_size: int, *, size: int = 128
+    style: PromptStyle,
+    mixture: Mixture,
+    seed: int,
+    step: int,
+    batch_size: int,
+    *,
+    size: int = 128,
+    draw_edit: Callable[[Scene, np.random.Generator], Edit] = sample_edit,
 ) -> LanguageBatch:
-    """The pictures and prompts of one step, a function of the arguments alone."""
+    """The pictures and prompts of one step, a function of the arguments alone; `draw_edit` is where edits come from."""
     scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins)
     rng = np.random.default_rng((seed, step, 2))
     draft = _Draft(style, (size, size))
@@ -181,11 +189,11 @@ def draw_batch(
         _add_questions(draft, image, scene, rendered, mixture, rng)
         edit = None
         if mixture.edit_masks:
-            edit = sample_edit(scene, rng)
+            edit = draw_edit(scene, rng)
         _add_masks(draft, image, scene, rendered, mixture, edit, rng)
         for number in range(_count(mixture.edits, rng)):
             if number or edit is None:
-                edit = sample_edit(scene, rng)
+                edit = draw_edit(scene, rng)
             _add_edit(draft, image, scene, edit, mixture, rng)
         for _ in range(_count(mixture.generations, rng)):
             random = rng.random() < mixture.dropout

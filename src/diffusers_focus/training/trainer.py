@@ -426,6 +426,8 @@ def plot_log(log: str | Path, picture: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if not Path(log).exists():
+        return  # a run that was stopped before its first row
     with Path(log).open() as file:
         rows = list(csv.DictReader(file))
     names = [n for n in (rows[0] if rows else {}) if n not in ("step", "seconds")]
