@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-from diffusers.utils import USE_PEFT_BACKEND, logging
+from diffusers.utils import logging
+from diffusers.utils.constants import USE_PEFT_BACKEND
 from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs
 
 logger = logging.get_logger(__name__)
@@ -58,9 +59,10 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             pretrained_model_name_or_path_or_dict = dict(pretrained_model_name_or_path_or_dict)
         unet = getattr(self, UNET, None)
         kwargs["return_lora_metadata"] = True
-        state_dict, alphas, metadata = self.lora_state_dict(
+        read: Any = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, unet_config=None if unet is None else unet.config, **kwargs
         )
+        state_dict, alphas, metadata = read
         foreign = [key for key in state_dict if "lora" not in key]
         if foreign or not state_dict:
             raise ValueError(
