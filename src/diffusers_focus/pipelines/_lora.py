@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 from diffusers.utils import logging
@@ -117,7 +118,7 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             raise ValueError(f"The language model has an adapter {name!r} already; choose another adapter_name.")
         ranks = {key: value.shape[1] for key, value in state_dict.items() if key.endswith("lora_B.weight")}
         config = LoraConfig(**(metadata or get_peft_kwargs(ranks, None, state_dict, is_unet=False)))
-        by_model, sequentially, _ = self._optionally_disable_offloading(self)
+        by_model, sequentially, by_group = self._optionally_disable_offloading(self)
         # Not transformers' load_adapter: it takes every weight whose key holds the adapter's name for a part of it (5.23), and
         # initialises "down_proj" anew for an adapter called "own".
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -128,6 +129,8 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             self.enable_model_cpu_offload()
         elif sequentially:
             self.enable_sequential_cpu_offload()
+        elif by_group:
+            _maybe_remove_and_reapply_group_offloading(model)
         if keys.unexpected_keys:
             self.delete_adapters(name)
             raise ValueError(
