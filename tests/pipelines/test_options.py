@@ -111,7 +111,7 @@ def test_diffusers_own_callbacks_can_end_guidance(pipe, kind):
 
 def test_several_callbacks_share_their_tensors(pipe):
     both = MultiPipelineCallbacks(
-        [SDXLCFGCutoffCallback(cutoff_step_index=0), SDCFGCutoffCallback(cutoff_step_index=1)]
+        [SDXLCFGCutoffCallback(None, cutoff_step_index=1), SDCFGCutoffCallback(None, cutoff_step_index=2)]
     )
     options = {"num_inference_steps": 3, "output_type": "latent"}
     cut = pipe.generate("a star", generator=seeded(), callback_on_step_end=both, **options).images

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-from diffusers.utils import USE_PEFT_BACKEND, logging
+from diffusers.utils import logging
+from diffusers.utils.constants import USE_PEFT_BACKEND
 from diffusers.utils.peft_utils import get_adapter_name, get_peft_kwargs
 
 logger = logging.get_logger(__name__)
@@ -58,9 +60,10 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             pretrained_model_name_or_path_or_dict = dict(pretrained_model_name_or_path_or_dict)
         unet = getattr(self, UNET, None)
         kwargs["return_lora_metadata"] = True
-        state_dict, alphas, metadata = self.lora_state_dict(
+        read: Any = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, unet_config=None if unet is None else unet.config, **kwargs
         )
+        state_dict, alphas, metadata = read
         foreign = [key for key in state_dict if "lora" not in key]
         if foreign or not state_dict:
             raise ValueError(
@@ -115,7 +118,7 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             raise ValueError(f"The language model has an adapter {name!r} already; choose another adapter_name.")
         ranks = {key: value.shape[1] for key, value in state_dict.items() if key.endswith("lora_B.weight")}
         config = LoraConfig(**(metadata or get_peft_kwargs(ranks, None, state_dict, is_unet=False)))
-        by_model, sequentially, _ = self._optionally_disable_offloading(self)
+        by_model, sequentially, by_group = self._optionally_disable_offloading(self)
         # Not transformers' load_adapter: it takes every weight whose key holds the adapter's name for a part of it (5.23), and
         # initialises "down_proj" anew for an adapter called "own".
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -126,6 +129,8 @@ class FocusLoraMixin(StableDiffusionXLLoraLoaderMixin):
             self.enable_model_cpu_offload()
         elif sequentially:
             self.enable_sequential_cpu_offload()
+        elif by_group:
+            _maybe_remove_and_reapply_group_offloading(model)
         if keys.unexpected_keys:
             self.delete_adapters(name)
             raise ValueError(
