@@ -392,7 +392,7 @@ def text_of(result: Mapping[str, Any]) -> str:
     lines = [
         f"# Converting ILLUME+ at full size on {machine['processor']}, {result['date']}",
         "",
-        f"{machine['cores']} cores, {machine['threads']} threads, load average {result['load_average']} at the start; "
+        f"{machine['cores']} cores, {machine['threads']} threads; "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         + ".",
         "",
@@ -403,6 +403,7 @@ def text_of(result: Mapping[str, Any]) -> str:
     def row(title: str, cell: Callable[[dict[str, Any]], str]) -> None:
         lines.append(f"| {title} | " + " | ".join(cell(one) for one in result["sizes"].values()) + " |")
 
+    row("load average at the start", lambda one: str(one["load_average_at_start"]))
     row("originals (bfloat16)", lambda one: f"{one['gib']:.1f} GiB, language model as .{one['language_model_files']}")
 
     def seconds(parts: list[dict[str, Any]], key: str = "seconds") -> str:
@@ -461,22 +462,23 @@ def main() -> int:
             f"error: {needed / GIB:.0f} GiB are needed in {args.folder} and {free / GIB:.0f} are free; name another: --folder DIR"
         )
         return 2
+    name = "conversion_" + re.sub(r"[^a-z0-9]+", "-", hardware()["processor"].lower()).strip("-")
+    folder = Path(args.output)
+    path = folder / f"{name}_{datetime.date.today().isoformat()}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
-        "load_average": round(os.getloadavg()[0], 1),
         "versions": versions(),
         "targets": TARGETS,
-        "sizes": {},
+        "sizes": json.loads(path.read_text())["sizes"] if path.is_file() else {},  # measured earlier on the same day
     }
     for size in args.sizes:
+        busy = round(os.getloadavg()[0], 1)
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-conversion-") as place:
-            result["sizes"][size] = measure(size, Path(place), args.repeats)
-    name = "conversion_" + re.sub(r"[^a-z0-9]+", "-", hardware()["processor"].lower()).strip("-") + f"_{result['date']}"
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", result)
-    (folder / f"{name}.md").write_text(text_of(result), encoding="utf-8")
+            result["sizes"][size] = {"load_average_at_start": busy, **measure(size, Path(place), args.repeats)}
+        write_json(path, result)
+        path.with_suffix(".md").write_text(text_of(result), encoding="utf-8")
     print(text_of(result))
     return 0
 

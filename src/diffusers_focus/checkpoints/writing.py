@@ -19,6 +19,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -368,17 +369,24 @@ class FolderWriter:
     ) -> dict[str, Any]:
         """Stream one shard to disk; returns its record."""
         checksums: dict[str, str] = {}
+        keys = list(shard.tensors)
 
         def pieces() -> Iterator[bytes | memoryview]:
             yield shard.header()
-            for key, info in shard.tensors.items():
-                checksum = 0
-                for piece in _bytes_of(getters[key](), key, infos[key], info.dtype):
-                    checksum = zlib.crc32(piece, checksum)
-                    yield piece
-                    if progress is not None:
-                        progress(len(piece))
-                checksums[key] = f"{checksum:08x}"
+            # The next tensor is read and checked while this one is summed and written: two in memory at most.
+            with ThreadPoolExecutor(1, "read ahead") as reader:
+                coming = reader.submit(getters[keys[0]])
+                for key, after in zip(keys, [*keys[1:], None]):
+                    tensor = coming.result()
+                    if after is not None:
+                        coming = reader.submit(getters[after])
+                    checksum = 0
+                    for piece in _bytes_of(tensor, key, infos[key], shard.tensors[key].dtype):
+                        checksum = zlib.crc32(piece, checksum)
+                        yield piece
+                        if progress is not None:
+                            progress(len(piece))
+                    checksums[key] = f"{checksum:08x}"
 
         _, size = self._write_file(shard.name, pieces())
         return {"bytes": size, "tensors": checksums}
