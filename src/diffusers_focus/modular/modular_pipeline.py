@@ -106,9 +106,8 @@ class FocusModularPipeline(ModularPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """diffusers' own; components that are saved are found in the saved folder from then on, wherever it is moved."""
-        kwargs.setdefault(
-            "overwrite_modular_index", True
-        )  # the coming default, which diffusers warns about when it is left out
+        # The default already, but diffusers 0.42 warns where it is left out.
+        kwargs.setdefault("overwrite_modular_index", True)
         super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
