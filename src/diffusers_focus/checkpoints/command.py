@@ -105,8 +105,13 @@ def run(args: argparse.Namespace) -> None:
         print("nothing was written (--dry-run)")
         return
     if push is not None:
-        repo_id = create_repository(push, private=True)
-        print(upload(args.output, repo_id, commit_message="Converted weights"))
+        try:
+            repo_id = create_repository(push, private=True)
+            print(upload(args.output, repo_id, commit_message="Converted weights"))
+        except OSError as error:
+            raise OSError(
+                f"{error} The result is complete in {args.output!r}; `hf upload {push} {args.output}` puts it there later."
+            ) from error
     print(args.output)
 
 
