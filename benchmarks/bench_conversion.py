@@ -381,8 +381,6 @@ def measure(size: str, place: Path, repeats: int) -> dict[str, Any]:
         round(2 * one["seconds"] / (before["seconds"] + after["seconds"]), 2)
         for one, before, after in zip(conversions, copies, copies[1:])
     ]
-    best = min(one["seconds"] for one in conversions), min(one["seconds"] for one in copies)
-    found["ratio_of_fastest"] = round(best[0] / best[1], 2)
     return found
 
 
@@ -414,7 +412,6 @@ def text_of(result: Mapping[str, Any]) -> str:
     row(
         "**ratio, each to its neighbours** (at most 2)", lambda one: f"**{', '.join(map(str, one['ratios_to_copy']))}**"
     )
-    row("ratio of the fastest", lambda one: str(one["ratio_of_fastest"]))
     row("processor seconds of copies", lambda one: seconds(one["copies"], "cpu_seconds"))
     row("processor seconds of conversions", lambda one: seconds(one["conversions"], "cpu_seconds"))
     row("dry run (start, names, shapes)", lambda one: f"{one['dry_run']['seconds']:.0f} s")
