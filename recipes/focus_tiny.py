@@ -6,9 +6,10 @@ Command:   make tiny                                  (every stage, then pipelin
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
-Hours:     5.7 core-hours for the published stages (sum of the records); stage 3 takes an hour and a half on two cores, every other
+Hours:     7.2 core-hours for the published stages (sum of the records); stage 3 takes an hour and a half on two cores, every other
            one less than an hour, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
+           Stage 3 ran in two parts there, 3-true-histories and 3: docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) | 4 (mask-guided decoder). `|` marks what does not depend on each other.
 """
@@ -40,12 +41,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(stages: list[str], runs: str, threads: int | None) -> None:
-    """Run the stages in order; finished ones return at once."""
+def train(stages: list[str], runs: str, threads: int | None, trained: bool = False) -> None:
+    """Run the stages in order; finished ones return at once. Where all is `trained` already, rows of codes keep what they learned."""
     from diffusers_focus.training.run import run_stage
+    from diffusers_focus.training.stages import get_stage
 
     for stage in stages:
-        run_stage(stage, runs, threads=threads)
+        begins = trained and "initialize_codes" in get_stage(stage).options
+        run_stage(stage, runs, threads=threads, overrides={"initialize_codes": False} if begins else None)
 
 
 def adopt(pipeline: str | Path, runs: str | Path) -> None:
@@ -118,7 +121,7 @@ def main() -> None:
     if options.init:
         adopt(options.init, options.runs)
     if not options.publish_only:
-        train(options.stages, options.runs, options.threads)
+        train(options.stages, options.runs, options.threads, trained=bool(options.init))
     print(publish(options.runs, options.output))
 
 

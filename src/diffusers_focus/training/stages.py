@@ -1,7 +1,7 @@
 """FOCUS's progressive stages as frozen recipes: what is trained, what is frozen, losses, rates, lengths (paper section 3).
 
-`STAGES` are the runs that make focus-tiny, in order; stage 3 takes an hour and a half on two cores, the others less than
-one. `PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it states them. What differs at tiny size and
+`STAGES` are the runs that make focus-tiny, in order; stage 3 takes an hour and a half on two cores (in parts, as it may be
+stopped at any time), the others less than one. `PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it states them. What differs at tiny size and
 why: docs/design.md.
 """
 
@@ -140,7 +140,7 @@ STAGES: dict[str, StageRecipe] = {
             name="3",
             objective="language",
             groups=(*_reading(5e-4), ParameterGroup("mask_decoder", 2e-4)),
-            steps=1800,
+            steps=3000,
             batch_size=4,
             decay_fraction=0.35,
             seed=18,
