@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 
 def train(stages: list[str], runs: str, threads: int | None, trained: bool = False) -> None:
-    """Run the stages in order; finished ones return at once. Where all is `trained` already, rows of codes keep what they learned."""
+    """Run the stages in order; finished ones return at once. What is `trained` already keeps the rows of its codes."""
     from diffusers_focus.training.run import run_stage
     from diffusers_focus.training.stages import get_stage
 
