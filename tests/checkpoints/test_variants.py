@@ -164,7 +164,7 @@ def test_focus_3bs_structure_runs_from_picture_to_picture():
         latents = parts["vae"].encode(pixels).latent_dist.mode()
         assert latents.shape == (1, 4, 16, 16)
         mask = torch.ones(1, 1, 16, 16)
-        words = parts["mask_conditioner"](mask, token_map)
+        words = parts["mask_conditioner"](mask, token_map).sequence
         resized = nn.functional.interpolate(token_map, size=(16, 16))
         noise = parts["unet"](
             torch.cat([latents, resized], 1),
