@@ -72,6 +72,7 @@ def expected(name: str) -> list[torch.Tensor]:
 
 
 def assert_same(name: str, found: list[torch.Tensor], tolerance: float = 1e-5) -> None:
+    """Never to the bit: where tensors lie in memory decides about the last one."""
     assert len(found) == len(expected(name))
     for one, other in zip(found, expected(name)):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
@@ -114,14 +115,14 @@ def test_attention_backends_agree(name, backend):
 def test_group_offloading_changes_nothing(name, options):
     model = fresh(name)
     model.enable_group_offload(torch.device("cpu"), **options)
-    assert_same(name, run(model, name), 0)
+    assert_same(name, run(model, name))
 
 
 def test_sequential_offloading_changes_nothing(name):
     model = fresh(name)
     cpu_offload(model, torch.device("cpu"), offload_buffers=True)
     assert all(parameter.is_meta for parameter in model.parameters())
-    assert_same(name, run(model, name), 0)
+    assert_same(name, run(model, name))
 
 
 def test_layerwise_casting_stores_eight_bits_and_stays_near(name):
@@ -179,14 +180,16 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 
 def test_adapters_are_added_saved_loaded_fused_and_removed(name, tmp_path):
     model = fresh(name)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
     model.add_adapter(LoraConfig(r=2, target_modules=LAYERS[name], init_lora_weights=False))
     adapted = run(model, name)
     assert any(not torch.allclose(one, other, atol=1e-3) for one, other in zip(adapted, expected(name)))
     model.save_lora_adapter(tmp_path)
     model.disable_lora()
-    assert_same(name, run(model, name), 0)
+    assert_same(name, run(model, name), 1e-6)
     model.unload_lora()
-    assert_same(name, run(model, name), 0)
+    assert_same(name, run(model, name), 1e-6)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     other = fresh(name)
     other.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     for one, two in zip(run(other, name), adapted):
