@@ -312,10 +312,14 @@ def test_copy_heads_go_where_answers_suffer_least(noisy):
     layer, group = noisy
     model, config = here.components.language_model, here.components.language_model.config
     assert config.num_hidden_layers == 2 and config.num_key_value_heads == 2  # the last layer's heads stay
-    weight = model.model.layers[layer].self_attn.o_proj.weight
-    half = weight.shape[1] // 2
-    with torch.no_grad():  # heads that only disturb are missed by nobody
-        weight[:, group * half : (group + 1) * half] = 30 * torch.randn(len(weight), half)
+    attention = model.model.layers[layer].self_attn
+    half = attention.o_proj.weight.shape[1] // 2
+    with torch.no_grad():  # heads that always say the same wrong word are missed by nobody
+        values = slice(group * attention.head_dim, (group + 1) * attention.head_dim)
+        attention.v_proj.weight[values] = 0
+        attention.v_proj.bias[values] = 1
+        wrong = model.get_input_embeddings().weight[here.context.vocabulary.start_of_image]
+        attention.o_proj.weight[:, group * half : (group + 1) * half] = 100 * wrong[:, None]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert here._least_used_heads() == noisy
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
