@@ -13,6 +13,7 @@ import pytest
 
 from diffusers_focus.evaluation import metrics
 from diffusers_focus.evaluation.average_precision import Instance, mean_average_precision
+
 from tests.evaluation.mask_pairs import mask_pairs, random_mask
 
 OFFICIAL = json.loads((Path(__file__).parent / "official.json").read_text())

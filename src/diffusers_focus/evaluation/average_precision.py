@@ -1,4 +1,4 @@
-"""mAP of instance masks, the COCO way: a thin layer over pycocotools, which is the definition (`pip install diffusers-focus[eval]`).
+"""mAP of instance masks, the COCO way: a thin layer over pycocotools, which is the definition (extra `eval`).
 
 Source: the COCO detection challenge, `COCOeval` with `iouType="segm"`. AP is the area under the precision-recall curve of one
 class at one IoU threshold, read at 101 recalls; mAP is its mean over the thresholds 0.50, 0.55, ... 0.95 and over the

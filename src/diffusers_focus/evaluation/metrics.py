@@ -86,7 +86,7 @@ def mean_iou(pairs: Iterable[tuple[int, int]]) -> float:
 
 
 def cumulative_iou(pairs: Iterable[tuple[int, int]]) -> float:
-    """cIoU (LISA; "overall IoU" in RefCOCO papers): the sum of all intersections over that of all unions. Large objects count more."""
+    """cIoU (LISA; "overall IoU" in RefCOCO papers): all intersections over all unions. Large objects count more."""
     pairs = list(pairs)
     union = sum(u for _, u in pairs)
     return sum(i for i, _ in pairs) / union if union else 1.0
