@@ -1,9 +1,9 @@
 """Masks as files write them: COCO run lengths and polygons, labelme outlines, palette pictures; in numpy and Pillow.
 
-Formats: the COCO data set (run lengths over columns, as numbers or as the compressed text of pycocotools; polygons
-x, y, x, y, ...) and labelme (outlines as lists of [x, y]). Run lengths and polygons give pycocotools' masks pixel for pixel (a test compares
-them); its drawing rule is restated from facts: corners are rounded on a grid five times finer, and a column changes sides where
-its centre crosses an edge. Polygons are so drawn without the package, which has no wheel for every platform.
+Formats: the COCO data set (run lengths over columns, as numbers or as the compressed text of pycocotools; polygons x, y, x,
+y, ...), labelme (outlines as lists of [x, y]) and DAVIS (pictures of object numbers). Run lengths and polygons give
+pycocotools' masks pixel for pixel, which a test compares; its drawing rule is restated from facts: corners are rounded on a grid
+five times finer, and a column changes sides where its centre crosses an edge. So reading data needs no compiled package.
 """
 
 from __future__ import annotations
