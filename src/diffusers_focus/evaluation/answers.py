@@ -77,11 +77,13 @@ def _plain(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def chosen_letter(answer: str, choices: str = "ABCD") -> str | None:
-    """The choice an answer names: its first character, or a letter that stands by itself ("(B)", "The answer is B."); or None."""
-    text = answer.strip()
-    found = re.match(rf"\(?([{choices}])(?![A-Za-z])", text) or re.search(r"(?<![A-Za-z'])([B-Z])(?![A-Za-z'])", text)
-    return found[1] if found and found[1] in choices else None
+def chosen_letter(answer: str) -> str | None:
+    """The choice an answer names, "A" to "D": the one letter that stands by itself in it ("B", "(C) a dog", "The answer is D.").
+
+    None where there is none or several. The article in "A dog" is no choice.
+    """
+    found = set(re.findall(r"(?<![\w'])([B-D]|A(?! [a-z]))(?![\w'])", answer))
+    return found.pop() if len(found) == 1 else None
 
 
 def circular_accuracy(right: Sequence[bool], questions: Sequence[Hashable]) -> float:
