@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     Image.new("L", (32, 24), 90).save(place / "b.png")
     Image.fromarray(square().astype(np.uint8) * 255).save(place / "mask.png")
     Image.fromarray(square().astype(np.uint8) * 2).save(place / "i.png")
+    Image.new("L", (16, 12)).save(place / "small.png")
     (place / "broken.png").write_bytes((place / "a.png").read_bytes()[:45])
     write_records(place / "samples.jsonl", ({"task": task, **record} for task, record in RECORDS.items()))
     return place
@@ -128,7 +129,9 @@ def test_a_record_that_does_not_fit_says_why(record, message):
         ({"images": ["../a.png"]}, "outside the folder"),
         ({"images": ["missing.png"]}, "is missing"),
         ({"images": ["broken.png"]}, "cannot be read"),
-        ({"masks": [{"size": [9, 9], "counts": [81]}]}, "9 wide"),
+        ({"masks": [{"size": [9, 9], "counts": [81]}]}, r"\[9, 9\]"),
+        ({"masks": [{"size": [10**9, 10**9], "counts": [10**18]}]}, "its picture is"),
+        ({"masks": ["small.png"]}, "16 wide"),
         ({"masks": [{"polygons": [[1, 1, 5, 5, 1, 5]]}]}, "size"),
         ({"masks": [7]}, "A mask is a file name"),
     ],
@@ -196,3 +199,57 @@ def test_keys_name_one_sample():
     assert names_of([{}, {"key": "a"}]) == ["0000000", "a"]
     with pytest.raises(ValueError, match="'a'"):
         names_of([{"key": "a"}, {"key": "a"}])
+
+
+JUNK = [
+    None,
+    True,
+    -1,
+    0,
+    7,
+    1e300,
+    float("nan"),
+    "",
+    "a.png",
+    "broken.png",
+    "../a.png",
+    "\u00e9",
+    [],
+    [[]],
+    {},
+    [None],
+    {"counts": 5},
+]
+JUNK += [[1e300] * 6, {"size": [24, 32], "polygons": [[1e300, 0, 1, 1, 2, 2]]}, {"size": [24, 32], "counts": ["a"]}]
+JUNK += [
+    {"png": 3},
+    {"labelme": "a.png"},
+    {"labelme": "samples.jsonl"},
+    {"box": [0, 0, 1e300, 1]},
+    {"point": [float("inf"), 0]},
+]
+
+
+def spoilt(value, rng):
+    """A copy with something in it replaced by junk."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.8:
+        copy = dict(value) if isinstance(value, dict) else list(value)
+        keys = list(copy) if isinstance(copy, dict) else range(len(copy))
+        key = keys[int(rng.integers(len(keys)))]
+        copy[key] = spoilt(copy[key], rng)
+        return copy
+    return JUNK[int(rng.integers(len(JUNK)))]
+
+
+def test_spoilt_records_are_read_or_are_value_errors(folder):
+    rng = np.random.default_rng(0)
+    read, refused = 0, 0
+    for task in TASKS:
+        for _ in range(120):
+            record = spoilt({"task": task, **RECORDS[task]}, rng)
+            try:
+                read_sample(record, folder)
+                read += 1
+            except ValueError:
+                refused += 1
+    assert read > 20 and refused > 500

@@ -16,7 +16,6 @@ from diffusers_focus.evaluation.benchmarks import BENCHMARKS
 from tests.data import published
 
 
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, root):
     """The folders that the page names."""

@@ -1,21 +1,25 @@
 """Recompute the stored numbers of test_official.py with the benchmarks' own code.
 
-    python tests/evaluation/official.py --davis DIR --rela DIR > tests/evaluation/official.json
+    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR > tests/evaluation/official.json
 
-DIR are clones of github.com/davisvideochallenge/davis2017-evaluation and github.com/henghuiding/ReLA; the file names the
-commits. Needs numpy, opencv-python and scikit-image. Nothing of those repositories is kept here: the functions run where they
-are, on the masks of mask_pairs.py, and only what they return is stored.
+DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE and GT-Vision-Lab/VQA; the
+file names the commits. Needs numpy, opencv-python, scikit-image and a Python up to 3.12 (VQA is Python 2 and goes through lib2to3).
+Nothing of those repositories is kept here: the functions run where they are, on the masks of mask_pairs.py and the answers of
+answer_cases.py, and only what they return is stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
 import subprocess
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,18 +82,60 @@ def rela(folder: Path, pairs) -> dict:
     return {name: float(value) for name, value in evaluator.evaluate()["grefcoco"].items()}
 
 
+def pope(folder: Path, answers: list[str], labels: list[str]) -> dict:
+    """The figures of the script, which reads two files named at its top."""
+    text = (folder / "evaluate.py").read_text()
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / "answers.jsonl", Path(place) / "labels.jsonl"]
+        for file, key, values in zip(files, ("answer", "label"), (answers, labels)):
+            file.write_text("".join(json.dumps({key: value}) + "\n" for value in values))
+        for name, file in zip(("ans_file", "label_file"), files):
+            assert f"{name} = ''" in text
+            text = text.replace(f"{name} = ''", f"{name} = {str(file)!r}")
+        names = {"print": lambda *_: None}
+        exec(text, names)
+    keys = {"accuracy": "acc", "precision": "precision", "recall": "recall", "F1": "f1", "yes_ratio": "yes_ratio"}
+    return {name: names[key] for name, key in keys.items()}
+
+
+def vqa(folder: Path, cases: list[tuple[str, list[str]]]) -> list[float]:
+    """The accuracy of every case, in percent with ten digits."""
+    from lib2to3.refactor import RefactoringTool, get_fixers_from_package
+
+    text = (folder / "PythonEvaluationTools" / "vqaEvaluation" / "vqaEval.py").read_text()
+    names: dict = {}
+    exec(str(RefactoringTool(get_fixers_from_package("lib2to3.fixes")).refactor_string(text, "vqaEval")), names)
+    found = []
+    for answer, given in cases:
+        row = [{"answer": one, "answer_id": index} for index, one in enumerate(given)]
+        truth = {0: {"answers": row, "question_type": "", "answer_type": ""}}
+        evaluation = names["VQAEval"](
+            SimpleNamespace(qa=truth, getQuesIds=lambda: [0]), SimpleNamespace(qa={0: {"answer": answer}}), n=10
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+        found.append(evaluation.accuracy["overall"])
+    return found
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--davis", type=Path, required=True)
     parser.add_argument("--rela", type=Path, required=True)
+    parser.add_argument("--pope", type=Path, required=True)
+    parser.add_argument("--vqa", type=Path, required=True)
     args = parser.parse_args()
     pairs = load(HERE / "mask_pairs.py", "mask_pairs").mask_pairs()
+    cases = load(HERE / "answer_cases.py", "answer_cases")
+    clones = {"davis2017-evaluation": args.davis, "ReLA": args.rela, "POPE": args.pope, "VQA": args.vqa}
     found = {
-        "commits": {"davis2017-evaluation": commit(args.davis), "ReLA": commit(args.rela)},
+        "commits": {name: commit(folder) for name, folder in clones.items()},
         "numpy": np.__version__,
         "davis": davis(args.davis, pairs),
         "rela": rela(args.rela, pairs),
+        "pope": pope(args.pope, *cases.yes_no_cases()),
+        "vqa": vqa(args.vqa, cases.vqa_cases()),
     }
     print(json.dumps(found, indent=1))
 

@@ -1,6 +1,7 @@
-"""The measures equal the benchmarks' own code to 1e-6: stored numbers of J, F and gRefCOCO, pycocotools where it is installed.
+"""The measures equal the benchmarks' own code to 1e-6: stored numbers of J, F, gRefCOCO, POPE and VQA; pycocotools live.
 
-official.json was written by official.py (which says how to run it) on the masks of mask_pairs.py.
+official.json was written by official.py, which says how to run it, on the masks of mask_pairs.py and the answers of
+answer_cases.py. Without pycocotools its tests are skipped.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusers_focus.evaluation import metrics
+from diffusers_focus.evaluation import answers, metrics
 from diffusers_focus.evaluation.average_precision import Instance, mean_average_precision
 
+from tests.evaluation.answer_cases import vqa_cases, yes_no_cases
 from tests.evaluation.mask_pairs import mask_pairs, random_mask
 
 OFFICIAL = json.loads((Path(__file__).parent / "official.json").read_text())
@@ -51,6 +53,18 @@ def test_generalized_referring_of_rela(pairs):
     targets = [row[0] for row, empty in zip(rows, true) if not empty]
     for threshold in (0.7, 0.8, 0.9):
         assert 100 * metrics.precision_at(targets, threshold) == pytest.approx(official[f"Pr@{threshold}"], abs=1e-6)
+
+
+def test_yes_and_no_of_pope():
+    texts, labels = yes_no_cases()
+    found = answers.yes_no_figures([answers.says_yes(text) for text in texts], [label == "yes" for label in labels])
+    assert found == pytest.approx(OFFICIAL["pope"], abs=1e-6)
+
+
+def test_accuracy_of_vqa():
+    found = [100 * answers.vqa_accuracy(*case) for case in vqa_cases()]
+    assert found == pytest.approx(OFFICIAL["vqa"], abs=1e-6)
+    assert len(set(np.round(found, 3))) > 4
 
 
 def test_a_single_pixel_off_counts_at_the_tolerance_and_not_beyond():

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 _FINER = 5
+_FARTHEST = 1e6  # pixels; corners beyond are damage, and would take memory for every pixel of the way
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
@@ -36,7 +37,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         (height, width), counts = (int(side) for side in rle["size"]), rle["counts"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"Run lengths are {{'size': [height, width], 'counts': ...}}, got {_short(rle)}.") from None
-    runs = np.asarray(_read_counts(counts) if isinstance(counts, (str, bytes)) else counts, dtype=np.int64)
+    runs = _numbers(_read_counts(counts) if isinstance(counts, (str, bytes)) else counts, np.int64)
     if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
         raise ValueError(
             f"These run lengths cover {int(runs.sum())} pixels, but their size is {height} x {width}; the annotation is damaged."
@@ -57,6 +58,13 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     if len(flat) and flat[0]:
         runs = [0, *runs]
     return {"size": list(mask.shape), "counts": _write_counts(runs)}
+
+
+def _numbers(values: Any, dtype: type) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"This is no list of numbers: {_short(values)}.") from None
 
 
 def _read_counts(text: str | bytes) -> list[int]:
@@ -98,13 +106,15 @@ def polygons_mask(polygons: Sequence[Sequence[float]], height: int, width: int) 
     """COCO polygons, each x, y, x, y, ... in pixels, as the bool mask [height, width] of all of them together.
 
     Raises:
-        ValueError: a polygon has fewer than three corners, or half a corner, or a number that is not finite.
+        ValueError: a polygon has fewer than three corners, or half a corner, or one that is not finite or absurdly far away.
     """
     mask = np.zeros((height, width), dtype=bool)
     for polygon in polygons:
-        corners = np.asarray(polygon, dtype=float)
-        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
-            raise ValueError(f"A polygon is x, y, x, y, ... of at least three corners, got {_short(polygon)}.")
+        corners = _numbers(polygon, float)
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
+            raise ValueError(
+                f"A polygon is x, y, x, y, ... of at least three corners in pixels, got {_short(polygon)}."
+            )
         mask |= _polygon(corners.reshape(-1, 2), height, width)
     return mask
 
@@ -145,11 +155,14 @@ def labelme_masks(path: Path, height: int, width: int) -> tuple[np.ndarray, np.n
     """
     drawn = []
     for shape in read_labelme(path)["shapes"]:
-        label = str(shape["label"]).lower()
+        try:
+            label = str(shape["label"]).lower()
+            points = [(int(x), int(y)) for x, y in shape["points"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"A shape of {str(path)!r} has no label, or no points [x, y]: {_short(shape)}.") from None
         if label == "flag":
             continue
         canvas = Image.new("1", (width, height))
-        points = [(int(x), int(y)) for x, y in shape["points"]]
         if len(points) > 1:
             ImageDraw.Draw(canvas).polygon(points, fill=1)
             ImageDraw.Draw(canvas).line([*points, points[0]], fill=1)

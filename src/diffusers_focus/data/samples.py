@@ -29,6 +29,7 @@ and the tasks, with what each needs and (in brackets) may have:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +259,12 @@ def _picture(root: Path, name: Any) -> Image.Image:
 
 
 def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
+    if (
+        isinstance(value, dict) and "size" in value and value["size"] != [height, width]
+    ):  # before memory is taken for it
+        raise ValueError(
+            f"A mask has the size {value['size']!r}, but its picture is [{height}, {width}] (height, width)."
+        )
     if isinstance(value, str):
         mask = np.asarray(_picture(root, value).convert("L")) > 127
     elif isinstance(value, dict) and "png" in value:
@@ -266,7 +273,9 @@ def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
         target, ignored = labelme_masks(inside(root, value["labelme"]), height, width)
         mask = ignored if value.get("label") == "ignore" else target
     elif isinstance(value, dict) and "polygons" in value:
-        mask = annotation_mask(value["polygons"], *_size(value))
+        if "size" not in value:
+            raise ValueError("Polygons need the size [height, width] of their picture.")
+        mask = annotation_mask(value["polygons"], height, width)
     elif isinstance(value, dict) and "counts" in value:
         mask = decode_rle(value)
     else:
@@ -279,13 +288,6 @@ def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
             f"A mask is {mask.shape[1]} wide and {mask.shape[0]} high, but its picture is {width} wide and {height} high."
         )
     return mask
-
-
-def _size(value: Mapping[str, Any]) -> tuple[int, int]:
-    size = value.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"Polygons need the size [height, width] of their picture, got {size!r}.")
-    return size[0], size[1]
 
 
 def _region(value: Any, root: Path, height: int, width: int) -> Region:
@@ -303,7 +305,7 @@ def _region(value: Any, root: Path, height: int, width: int) -> Region:
         else:
             region = Mask(_grown(_mask(value["mask"], root, height, width), value.get("grow")))
         region.rasterize(height, width)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"The region {repr(value)[:60]} is not understood: {error}") from None
     return region
 
@@ -332,6 +334,6 @@ def names_of(records: Sequence[dict[str, Any]]) -> list[str]:
     """The key of every record, "0000012" where it has none. ValueError where two are the same."""
     keys = [record.get("key") or f"{index:07d}" for index, record in enumerate(records)]
     if len(set(keys)) != len(keys):
-        double = next(key for key in keys if keys.count(key) > 1)
+        ((double, _),) = Counter(keys).most_common(1)
         raise ValueError(f"Two samples are called {double!r}; a key names one.")
     return keys
