@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from diffusers_focus import cli
+from diffusers_focus.data.coco_masks import encode_rle
+from diffusers_focus.data.folders import write_records
 from diffusers_focus.data.samples import read_query
 from diffusers_focus.evaluation import benchmarks
 from diffusers_focus.evaluation.benchmarks import BENCHMARKS, ask, run_benchmark, table
@@ -32,14 +34,16 @@ class SeesColours:
         found = [np.roll(mask, self.reach, axis=1) for mask in found]
         return np.stack(found) if found else np.zeros((0, *picture.shape[:2]), dtype=bool)
 
-    def segment(self, images, texts=None, region=None, task="referring"):
+    def segment(self, images, texts=None, region=None, task="referring", classes=None):
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise KeyboardInterrupt
         self.images += len(images)
         masks = []
         for row, image in enumerate(images):
             picture = np.asarray(image)
-            if texts is not None:
+            if classes is not None:
+                masks.append(self._masks(picture, classes[row]))
+            elif texts is not None:
                 self.asked += texts[row]
                 masks.append([self._masks(picture, [c for c in COLOURS if c in text.lower()]) for text in texts[row]])
             else:
@@ -49,7 +53,7 @@ class SeesColours:
                     self._masks(picture, [max(COLOURS, key=lambda c: (raster & self._masks(picture, [c])[0]).sum())])
                 )
         scores = [[[1.0] * len(m) for m in row] if isinstance(row, list) else [1.0] * len(row) for row in masks]
-        return SimpleNamespace(masks=masks, scores=scores)
+        return SimpleNamespace(masks=masks, scores=scores, labels=classes)
 
     def understand(self, images, texts, region=None):
         self.asked += texts
@@ -169,6 +173,29 @@ def test_pope_vqa_and_mmbench(tmp_path):
     assert vqa == {"accuracy": pytest.approx(0.5), "accuracy other": pytest.approx(0.5)}
     bench = values(run_benchmark(Says("(A)"), "mmbench", tmp_path, tmp_path / "mm.json", progress=False))
     assert bench == {"circular_accuracy": 0.0, "accuracy": 0.5, "accuracy colour": 0.5}
+
+
+def test_classes_of_own_samples_by_map(tmp_path):
+    pytest.importorskip("pycocotools")
+    records = []
+    for index in range(3):
+        published.save(tmp_path / f"{index}.png", index)
+        names = ["red", "green", "blue"][: index + 1]
+        masks = [encode_rle(truth(index, name)) for name in names]
+        records.append({"task": "class", "images": [f"{index}.png"], "names": names, "masks": masks, "labels": names})
+    write_records(tmp_path / "samples.jsonl", [*records, {"task": "text", "text": "hello", "answer": "hello"}])
+    right = run(SeesColours(), "samples", tmp_path, tmp_path, protocol="class")
+    assert right["samples"] == 3 and right["figures"]["mAP"] == right["figures"]["AP75"] == pytest.approx(1.0)
+    moved = run_benchmark(SeesColours(4), "samples", tmp_path, tmp_path / "m.json", protocol="class", progress=False)
+    overlaps = []
+    for index, record in enumerate(records):
+        for name in record["names"]:
+            wanted = truth(index, name)
+            found = np.roll(wanted, 4, axis=1)
+            overlaps.append((found & wanted).sum() / (found | wanted).sum())
+    # One prediction an object, all of score 1: where all of a class are hits, its AP is 1, where none is, it is 0.
+    assert 0.5 <= min(overlaps) and max(overlaps) < 0.75
+    assert moved["figures"]["AP50"] == pytest.approx(1.0) and moved["figures"]["AP75"] == 0.0
 
 
 def test_davis_scores_a_folder_of_maps(tmp_path):

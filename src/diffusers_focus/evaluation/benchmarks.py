@@ -75,7 +75,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "samples": Benchmark(
         lambda root, split, by, task: _own(root, task or "referring"),
-        *("own", "", ("referring", "reasoning", "region", "answer")),
+        *("own", "", ("referring", "reasoning", "class", "region", "answer")),
     ),
 }
 
@@ -249,11 +249,12 @@ def ask(pipe: Any, queries: Sequence[Query], pictures: Sequence[Any] | None = No
 
     Args:
         pipe: with the calls of `FocusPipeline`.
-        queries: of the tasks "referring", "reasoning", "region" and "answer", in any mixture.
+        queries: of the tasks "referring", "reasoning", "class", "region" and "answer", in any mixture.
         pictures: what tells the picture of a query from another's; expressions about one picture share its encoding.
 
     Returns:
-        In the order of the queries: {"masks": bool [objects, H, W], "scores": [objects]} or {"text": str}.
+        In the order of the queries: {"masks": bool [objects, H, W], "scores": [objects]}, for classes with "labels", or
+        {"text": str}.
     """
     names = [(index,) for index in range(len(queries))] if pictures is None else list(pictures)
     found: list[dict[str, Any]] = [{} for _ in queries]
@@ -269,6 +270,11 @@ def ask(pipe: Any, queries: Sequence[Query], pictures: Sequence[Any] | None = No
             for group, masks, scores in zip(groups.values(), out.masks, out.scores, strict=True):
                 for index, mask, score in zip(group, masks, scores, strict=True):
                     found[index] = {"masks": mask, "scores": score}
+        elif task == "class":
+            images = [queries[index].images[0] for index in chosen]
+            out = pipe.segment(images, classes=[list(queries[index].names) for index in chosen])
+            for index, mask, score, labels in zip(chosen, out.masks, out.scores, out.labels, strict=True):
+                found[index] = {"masks": mask, "scores": score, "labels": labels}
         elif task == "region":
             images = [queries[index].images[0] for index in chosen]
             out = pipe.segment(images, region=[list(queries[index].regions) for index in chosen])

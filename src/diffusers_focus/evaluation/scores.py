@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_masks import index_map
+from ..data.coco_masks import decode_rle, encode_rle, index_map
 from ..data.samples import Truth
 from . import answers, metrics
+from .average_precision import Instance, mean_average_precision
 from .tasks import calibration, figure, kinds_of
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -74,6 +75,26 @@ def _generalized_figures(rows: Rows) -> dict[str, Any]:
     if present:
         found["T-acc"] = figure([row | {"said_something": not row["said_empty"]} for row in present], "said_something")
     return found
+
+
+def _class_row(prediction: dict[str, Any], truth: Truth, _: Mapping[str, Any]) -> dict[str, Any]:
+    """All instances, found and true; mAP is a matter of all pictures together."""
+    if truth.masks is None:
+        raise ValueError("A sample without masks cannot be scored by masks.")
+    found = zip(prediction["masks"], prediction["labels"], prediction["scores"], strict=True)
+    return {
+        "found": [{"mask": encode_rle(mask), "label": label, "score": float(score)} for mask, label, score in found],
+        "true": [
+            {"mask": encode_rle(mask), "label": label} for mask, label in zip(truth.masks, truth.labels, strict=True)
+        ],
+    }
+
+
+def _class_figures(rows: Rows) -> dict[str, Any]:
+    def instances(name: str) -> list[list[Instance]]:
+        return [[Instance(**{**one, "mask": decode_rle(one["mask"])}) for one in row[name]] for row in rows]
+
+    return mean_average_precision(instances("found"), instances("true"))
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -180,6 +201,7 @@ SCORERS: dict[str, Scorer] = {
     # Folders of samples, by task.
     "referring": Scorer(_mask_row, _generalized_figures),
     "reasoning": Scorer(_mask_row, _generalized_figures),
+    "class": Scorer(_class_row, _class_figures),
     "region": Scorer(_mask_row, _mask_figures),
     "answer": Scorer(_answer_row, _answer_figures),
 }
