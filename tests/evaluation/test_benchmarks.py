@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -198,6 +199,14 @@ def test_classes_of_own_samples_by_map(tmp_path):
     assert moved["figures"]["AP50"] == pytest.approx(1.0) and moved["figures"]["AP75"] == 0.0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pycocotools") is not None, reason="pycocotools is installed")
+def test_classes_without_pycocotools_say_what_to_install(tmp_path):
+    pipe = SeesColours()
+    with pytest.raises(ValueError, match=r"diffusers-focus\[eval\]"):
+        run(pipe, "samples", tmp_path, tmp_path, protocol="class")
+    assert not pipe.images
+
+
 def test_davis_scores_a_folder_of_maps(tmp_path):
     published.write_davis(tmp_path / "DAVIS")
     found = tmp_path / "found"
@@ -266,6 +275,20 @@ def test_damaged_pictures_are_counted_and_enter_no_figure(tmp_path):
     pictures[1].unlink()
     with pytest.raises(ValueError, match="Not one sample"):
         run_benchmark(SeesColours(), "refcoco", tmp_path, tmp_path / "b.json", progress=False)
+
+
+def test_damaged_lines_of_own_samples_and_lost_notes_are_counted(tmp_path):
+    published.write_refer(tmp_path)
+    write_records(tmp_path / "samples.jsonl", BENCHMARKS["refcoco"].records(tmp_path, "testA", "unc", "sentence"))
+    with (tmp_path / "samples.jsonl").open("a") as stream:
+        stream.write("{cut off\n" * 22 + '{"task": "text", "text": "hello", "answer": "hello"}\n')
+    result = run(SeesColours(), "samples", tmp_path, tmp_path)
+    assert (result["samples"], result["skipped"]) == (6, 22) and "line 7" in result["problems"][0]
+
+    published.write_reason_seg(tmp_path)
+    (tmp_path / "ReasonSeg" / "val" / "1_p.json").write_text("{}")
+    result = run_benchmark(SeesColours(), "reasonseg", tmp_path, tmp_path / "r.json", progress=False)
+    assert (result["samples"], result["skipped"]) == (1, 1) and "1_p.json has no question" in result["problems"][0]
 
 
 def test_no_truth_is_read_before_the_answer(tmp_path, monkeypatch):

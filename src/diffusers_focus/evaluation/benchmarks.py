@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -81,13 +82,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def _own(root: Path, task: str) -> Iterator[dict[str, Any]]:
-    """The records of a task in a folder of samples; lines that are no record are an error, for a benchmark has none."""
+    """The records of a task in a folder of samples, and after them one for each line that is no sample, to be counted."""
     folder = SampleFolder(root)
     for _, record in folder.records():
         if record["task"] == task:
             yield record
-    if folder.skipped:
-        raise ValueError(f"{folder.skipped['line']} lines of {str(folder.path)!r} are no samples. {folder.problems[0]}")
+    told = itertools.chain(folder.problems, itertools.repeat("a line that is no sample"))
+    for index, problem in zip(range(folder.skipped["line"]), told):
+        yield {"task": task, "key": f"damaged-{index}", "info": {"problem": problem}}
 
 
 def run_benchmark(
@@ -129,7 +131,7 @@ def run_benchmark(
     """
     benchmark = _checked(name, split_by, protocol, predictions, count, batch_size)
     root, target = Path(data), Path(output)
-    if not root.exists():
+    if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r} with the data of {name}")
     settings = {
         "split": split or benchmark.split,
@@ -198,6 +200,8 @@ def _checked(
         raise ValueError(
             f"{name} has no protocol {protocol!r}; " + (f"choose from {allowed}." if allowed else "leave it out.")
         )
+    if protocol == "class" and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
+        raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
     if benchmark.scorer == "clips" and predictions is None:
         raise ValueError(
             f"{name} needs predictions, a folder of <clip>/<frame>.png: following a region through a clip is not part of the "
@@ -223,7 +227,7 @@ def _asking(pipe: Any, root: Path, scorer: str) -> Callable[[list[dict[str, Any]
             try:
                 queries.append((index, read_query(record, root)))
             except (ValueError, OSError) as error:
-                rows[index] = {"skipped": str(error)}
+                rows[index] = {"skipped": record.get("info", {}).get("problem") or str(error)}
         predicted = ask(
             pipe, [query for _, query in queries], [tuple(records[i].get("images", ())) for i, _ in queries]
         )

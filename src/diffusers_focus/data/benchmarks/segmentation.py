@@ -56,8 +56,9 @@ def _reason_seg(root: Path, folder: str, picture: Path) -> dict[str, Any]:
         record["text"] = str(texts[0]).strip()
         record["info"]["is_sentence"] = bool(found.get("is_sentence"))
         record["info"]["questions"] = len(texts)
-    except (OSError, ValueError, KeyError, IndexError):
-        pass  # without a text the record does not fit its task, which whoever reads it counts
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        # Without a text the record does not fit its task, which whoever reads it counts.
+        record["info"]["problem"] = f"{notes} has no question that can be read: {error!r}"
     return record
 
 
