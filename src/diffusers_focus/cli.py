@@ -195,11 +195,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="change a setting of the stage; may be repeated",
     )
 
-    evaluate = command("eval", _eval, "measure a pipeline on held-out scenes")
+    evaluate = command("eval", _eval, "measure a pipeline on held-out scenes, or on a benchmark")
+    evaluate.add_argument(
+        "benchmark",
+        nargs="?",
+        metavar="BENCHMARK",
+        help="such as refcoco, grefcoco, reasonseg; an unknown name lists them all",
+    )
     evaluate.add_argument("--pipeline", metavar="DIR", help=f"pipeline folder (default: {DEFAULT_PIPELINE.as_posix()})")
-    evaluate.add_argument("--count", type=_positive, default=1000, metavar="N", help="scenes (default: %(default)s)")
+    evaluate.add_argument("--count", type=_positive, metavar="N", help="scenes (default: 1000); samples (default: all)")
     evaluate.add_argument("--groups", nargs="+", metavar="GROUP", help="groups of scenes, such as in held_out")
-    evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to measure (default: all)")
+    evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to measure on scenes (default: all)")
+    evaluate.add_argument("--data", metavar="DIR", help="folder of the benchmark, as its authors publish it")
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="split of the benchmark, such as testA (default: its validation)"
+    )
+    evaluate.add_argument("--split-by", metavar="WHO", help="whose splits: unc, google or umd (default: the usual one)")
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive)",
+    )
+    evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
 
     convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
@@ -469,10 +486,45 @@ def _train(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     target = _check_target(args.output, image=False)
+    if args.benchmark is not None:
+        _eval_benchmark(args, target)
+        return
+    foreign = [
+        name for name in ("data", "split", "split_by", "protocol", "predictions") if getattr(args, name) is not None
+    ]
+    if foreign:
+        options = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
     folder = _find_pipeline(args.pipeline)
     from .evaluation.run import evaluate
 
-    evaluate(folder, count=args.count, groups=args.groups, tasks=args.tasks, output=target, loader=_load_evaluated)
+    count = 1000 if args.count is None else args.count
+    evaluate(folder, count=count, groups=args.groups, tasks=args.tasks, output=target, loader=_load_evaluated)
+    print(target)
+
+
+def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
+    if args.groups is not None or args.tasks is not None:
+        raise ValueError("--groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark")
+    from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
+
+    if args.benchmark not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
+    if args.data is None:
+        raise ValueError(f"{args.benchmark} needs its files: give --data DIR")
+    result = run_benchmark(
+        _find_pipeline(args.pipeline) if args.predictions is None else None,
+        args.benchmark,
+        args.data,
+        target,
+        split=args.split,
+        split_by=args.split_by,
+        protocol=args.protocol,
+        count=args.count,
+        predictions=args.predictions,
+        loader=_load_evaluated,
+    )
+    print(table(result))
     print(target)
 
 

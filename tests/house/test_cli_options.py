@@ -31,7 +31,10 @@ FROZEN = {
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
     "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
-    "eval": ["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
+    "eval": [
+        *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
+        *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
+    ],
     "convert": [],
     "convert illume-plus": [
         *["--decoder", "--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--tokenizer", *CONVERSION],

@@ -1,7 +1,8 @@
-"""The measures: overlap of masks, exact answers, distances of pictures, calibration, and how sure a figure is.
+"""The measures: overlap of masks and of their outlines, answers, distances of pictures, calibration, and how sure a figure is.
 
 Paper: FOCUS (arXiv 2506.16806), tables 1 to 4. Definitions follow the public evaluation code of its relatives (LISA,
-HyperSeg, PSALM for cIoU and gIoU; ReLA for generalized referring), restated here from facts; all numpy.
+HyperSeg, PSALM for cIoU and gIoU; ReLA for generalized referring; davis2017-evaluation for J and F), restated here from
+facts; all numpy. tests/evaluation/official.py compares them with that code.
 
 Every figure that is a share or a mean is a ratio of two sums over samples, so `ratio` computes them all, with one
 bootstrap for the interval. Samples of the same scene are not independent: whole scenes are drawn, not samples.
@@ -19,6 +20,7 @@ import numpy as np
 PSNR_CAP = 100.0
 LEVEL = 0.95
 RESAMPLES = 1000
+BOUNDARY_TOLERANCE = 0.008  # of the image diagonal
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,35 @@ class Figure:
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
-def overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """(intersection, union) in pixels of two bool masks of the same shape.
+def overlap(predicted: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None) -> tuple[int, int]:
+    """(intersection, union) in pixels of two bool masks [H, W].
+
+    Args:
+        predicted, truth: masks of the same shape.
+        ignored: pixels that count for neither, as in ReasonSeg (label "ignore") and DAVIS (void).
 
     Raises:
         ValueError: the shapes differ.
     """
-    predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
-    if predicted.shape != truth.shape:
-        raise ValueError(
-            f"A mask of shape {predicted.shape} cannot be compared with a truth of shape {truth.shape}; bring the "
-            "prediction to the size of the image first."
-        )
+    predicted, truth = _same_shape(predicted, truth, ignored)
     return int((predicted & truth).sum()), int((predicted | truth).sum())
+
+
+def _same_shape(
+    predicted: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks as bool, without the ignored pixels."""
+    predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
+    if predicted.shape != truth.shape or (ignored is not None and np.shape(ignored) != truth.shape):
+        raise ValueError(
+            f"A mask of shape {predicted.shape} cannot be compared with a truth of shape {truth.shape}"
+            + (f" and ignored pixels of shape {np.shape(ignored)}" if ignored is not None else "")
+            + "; bring the prediction to the size of the image first."
+        )
+    if ignored is None:
+        return predicted, truth
+    counted = ~np.asarray(ignored, dtype=bool)
+    return predicted & counted, truth & counted
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -60,24 +78,27 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def mean_iou(pairs: Iterable[tuple[int, int]]) -> float:
-    """mIoU: the mean over samples of intersection / union, from (intersection, union) pairs; 1 where union is 0."""
+    """mIoU, also called gIoU: the mean over samples of intersection / union, from (intersection, union) pairs; 1 where union is 0.
+
+    LISA, HyperSeg and PSALM add 1e-5 to the union, so their figure of a sample is lower by a share of 1e-5 / union.
+    """
     return float(np.mean([i / u if u else 1.0 for i, u in pairs]))
 
 
 def cumulative_iou(pairs: Iterable[tuple[int, int]]) -> float:
-    """cIoU: the sum of all intersections over the sum of all unions (large objects count more)."""
+    """cIoU (LISA; "overall IoU" in RefCOCO papers): all intersections over all unions. Large objects count more."""
     pairs = list(pairs)
     union = sum(u for _, u in pairs)
     return sum(i for i, _ in pairs) / union if union else 1.0
 
 
 def precision_at(ious: Iterable[float], threshold: float = 0.5) -> float:
-    """P@t: the share of samples with IoU >= t."""
+    """P@t: the share of samples with IoU >= t (ReLA's Pr@t, there over samples with a target only)."""
     return float(np.mean([value >= threshold for value in ious]))
 
 
 def generalized_overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int]:
-    """(IoU, intersection, union) of one sample of generalized referring, after the benchmark's own rule.
+    """(IoU, intersection, union) of one sample of generalized referring, after the benchmark's own rule (ReLA, gRefCOCO).
 
     No target: an empty prediction has IoU 1 and adds nothing to the sums, any other has IoU 0 and adds its area to the
     union. A target predicted empty: IoU 0 and the union is the target's area. gIoU is the mean of the first value over
@@ -88,13 +109,13 @@ def generalized_overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[float
 
 
 def no_target_accuracy(predicted_empty: Sequence[bool], truth_empty: Sequence[bool]) -> float | None:
-    """N-acc: of the samples without a target, the share predicted empty; None where there are none."""
+    """N-acc (ReLA): of the samples without a target, the share predicted empty; None where there are none."""
     chosen = [said for said, true in zip(predicted_empty, truth_empty, strict=True) if true]
     return float(np.mean(chosen)) if chosen else None
 
 
 def target_accuracy(predicted_empty: Sequence[bool], truth_empty: Sequence[bool]) -> float | None:
-    """T-acc: of the samples with a target, the share not predicted empty; None where there are none."""
+    """T-acc (ReLA): of the samples with a target, the share not predicted empty; None where there are none."""
     chosen = [not said for said, true in zip(predicted_empty, truth_empty, strict=True) if not true]
     return float(np.mean(chosen)) if chosen else None
 
@@ -126,6 +147,76 @@ def expected_calibration_error(confidence: Sequence[float], correct: Sequence[fl
         if inside.any():
             total += abs(float(stated[inside].sum() - held[inside].sum()))
     return total / len(stated)
+
+
+# --- clips ----------------------------------------------------------------------------------------------------------
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """bool [H, W]: the pixels of a mask [H, W] that differ from their neighbour to the right, below, or both ways.
+
+    The one pixel wide outline of davis2017-evaluation (after D. Martin's seg2bmap); the image border is no outline.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
+
+
+def boundary_f(
+    predicted: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None, tolerance: float = BOUNDARY_TOLERANCE
+) -> float:
+    """F of DAVIS 2017: how well two outlines match, the harmonic mean of their precision and recall.
+
+    Args:
+        predicted, truth: bool masks [H, W].
+        ignored: pixels taken out of both masks first.
+        tolerance: how far apart matching pixels may lie, as a share of the image diagonal, rounded up to whole pixels; from
+            1 up it is in pixels. A disk of that radius.
+
+    Returns:
+        A value in [0, 1]; 1 where neither has an outline, 0 where only one has.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    predicted, truth = _same_shape(predicted, truth, ignored)
+    height, width = truth.shape
+    radius = int(tolerance) if tolerance >= 1 else math.ceil(tolerance * math.hypot(height, width))
+    found, wanted = boundary(predicted), boundary(truth)
+    if not found.any() or not wanted.any():
+        return float(found.any() == wanted.any())
+    precision = (found & _near(wanted, radius)).sum() / found.sum()
+    recall = (wanted & _near(found, radius)).sum() / wanted.sum()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def _near(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Pixels within `radius` of a set one: the disk as one run of columns for each of its rows."""
+    height, width = mask.shape
+    result = np.zeros_like(mask)
+    counts = np.zeros((height, width + 1), dtype=np.int32)
+    np.cumsum(mask, axis=1, out=counts[:, 1:])
+    columns = np.arange(width)
+    for shift in range(radius + 1):
+        reach = math.isqrt(radius * radius - shift * shift)
+        near = counts[:, np.minimum(columns + reach + 1, width)] > counts[:, np.maximum(columns - reach, 0)]
+        result[shift:] |= near[: height - shift] if shift < height else False
+        result[: height - shift] |= near[shift:] if shift < height else False
+    return result
+
+
+def clip_statistics(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, recall, decay) of J or F over the frames of one object in one clip, after DAVIS 2017.
+
+    Recall is the share of frames above 0.5. Decay is the mean over the first quarter of the frames less that over the last;
+    neighbouring quarters share a frame. NaN where there are no frames.
+    """
+    frames = np.asarray(values, dtype=float)
+    if len(frames) == 0:
+        return math.nan, math.nan, math.nan
+    bounds = np.round(np.linspace(1, len(frames), 5) + 1e-10).astype(int) - 1
+    first, last = frames[bounds[0] : bounds[1] + 1], frames[bounds[3] : bounds[4] + 1]
+    return float(frames.mean()), float((frames > 0.5).mean()), float(first.mean() - last.mean())
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

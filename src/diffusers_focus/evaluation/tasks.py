@@ -215,7 +215,7 @@ class SegmentTask:
                 found["T-acc"] = figure(present, "said_something")
             return found
         found = _mask_figures(records)
-        found["calibration_error"] = _calibration(records)
+        found["calibration_error"] = calibration(records)
         if self.name == "referring":
             found["kinds"] = {kind: _mask_figures(chosen) for kind, chosen in kinds_of(records).items()}
         return found
@@ -250,7 +250,7 @@ class RegionTask:
         """mIoU, cIoU, P@0.5 and calibration, and the same of the echo."""
         return {
             **_mask_figures(self.records),
-            "calibration_error": _calibration(self.records),
+            "calibration_error": calibration(self.records),
             "echo_mIoU": figure(self.records, "echo_iou"),
             "echo_P@0.5": figure(self.records, "echo_hit"),
         }
@@ -323,7 +323,7 @@ def _mask_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _calibration(records: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+def calibration(records: Sequence[dict[str, Any]]) -> dict[str, float | int]:
     """How far the masks' scores are from the share of masks with IoU >= 0.5."""
     error = metrics.expected_calibration_error([r["score"] for r in records], [r["hit"] for r in records])
     return {"value": round(error, 6), "count": len(records)}

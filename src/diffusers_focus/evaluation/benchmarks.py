@@ -1,0 +1,405 @@
+"""Published benchmarks: ask a pipeline about every sample, compare with the truth, sum up. `diffusers-focus eval NAME` does it.
+
+Paper: FOCUS (arXiv 2506.16806), tables 1 to 4. Protocols: docs/evaluation.md. A pipeline is shown `Query` objects only; the
+truth of a batch is read after its answers are there.
+
+Every sample is one line of a JSONL file beside the result. A run that was interrupted goes on where it stopped, given the same
+data, settings and pipeline; a file of another run is refused. A sample that cannot be read is a line with its reason; it is
+counted in the result and told on the table, and enters no figure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data.benchmarks import questions, refer, segmentation
+from ..data.folders import SampleFolder
+from ..data.samples import Query, names_of, read_query, read_truth
+from .run import hardware, versions, write_json
+from .scores import SCORERS, clip_row
+
+BATCH_SIZE = 8
+_PROBLEMS_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where the records of a benchmark come from and how they are scored.
+
+    Args:
+        records: (folder, split, split_by, protocol) -> records.
+        scorer: a name of `SCORERS`.
+        split: the default one.
+        protocols: what `protocol` may be, the default first; empty where there is no choice.
+    """
+
+    records: Callable[[Path, str, str | None, str | None], Iterable[dict[str, Any]]]
+    scorer: str
+    split: str
+    protocols: tuple[str, ...] = ()
+    has_split_by: bool = False
+
+
+def _refer(dataset: str) -> Callable[..., Iterable[dict[str, Any]]]:
+    return lambda root, split, by, protocol: refer.refer_records(root, dataset, split, by, protocol or "sentence")
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{
+        name: Benchmark(_refer(name), "masks", "val", refer.PROTOCOLS, True)
+        for name in ("refcoco", "refcoco+", "refcocog")
+    },
+    "grefcoco": Benchmark(_refer("grefcoco"), "generalized", "val", refer.PROTOCOLS, True),
+    "reasonseg": Benchmark(lambda root, split, by, p: segmentation.reason_seg_records(root, split), "masks", "val"),
+    "coco-interactive": Benchmark(
+        lambda root, split, by, kind: segmentation.interactive_records(root, split, kind or "point"),
+        *("masks", "val", segmentation.INTERACTIVE_KINDS),
+    ),
+    "davis": Benchmark(lambda root, split, by, p: segmentation.davis_records(root, split), "clips", "val"),
+    "pope": Benchmark(lambda root, split, by, p: questions.pope_records(root, split), "yes_no", "random"),
+    "vqa": Benchmark(lambda root, split, by, p: questions.vqa_records(root, split), "vqa", "val"),
+    "mmbench": Benchmark(
+        lambda root, split, by, p: questions.mmbench_records(root, split), "choices", "mmbench_dev_en"
+    ),
+    "samples": Benchmark(
+        lambda root, split, by, task: _own(root, task or "referring"),
+        *("own", "", ("referring", "reasoning", "class", "region", "answer")),
+    ),
+}
+
+
+def _own(root: Path, task: str) -> Iterator[dict[str, Any]]:
+    """The records of a task in a folder of samples, and after them one for each line that is no sample, to be counted."""
+    folder = SampleFolder(root)
+    for _, record in folder.records():
+        if record["task"] == task:
+            yield record
+    told = itertools.chain(folder.problems, itertools.repeat("a line that is no sample"))
+    for index, problem in zip(range(folder.skipped["line"]), told):
+        yield {"task": task, "key": f"damaged-{index}", "info": {"problem": problem}}
+
+
+def run_benchmark(
+    pipeline: Any,
+    name: str,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    split: str | None = None,
+    split_by: str | None = None,
+    protocol: str | None = None,
+    count: int | None = None,
+    predictions: str | os.PathLike | None = None,
+    batch_size: int = BATCH_SIZE,
+    loader: Callable[[str], Any] | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Measure a pipeline on a benchmark.
+
+    Args:
+        pipeline: a loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`; None with `predictions`.
+        name: a name of `BENCHMARKS`.
+        data: its folder, laid out as its authors publish it (see the readers in data/benchmarks).
+        output: where the result goes as JSON; the lines of the samples go beside it, with the ending .jsonl.
+        split, split_by: which split, and by whom where there are several.
+        protocol: "sentence" or "merged" of RefCOCO and gRefCOCO; the kind of prompt of COCO-Interactive; the task of "samples".
+        count: only the first so many samples. A later run with more goes on from them.
+        predictions: a folder of finished results, for "davis": <clip>/<frame>.png of object numbers.
+        batch_size: samples a call.
+        loader: turns the folder into a pipeline; called once there is something to ask.
+        progress: show a progress bar; None does so on a terminal.
+
+    Returns:
+        What is written: benchmark, settings, samples, skipped, problems, figures, seconds, hardware, versions, date.
+
+    Raises:
+        ValueError: an unknown name or setting; damaged files; lines of another run; no sample that can be read.
+        FileNotFoundError: files of the benchmark are missing.
+    """
+    benchmark = _checked(name, split_by, protocol, predictions, count, batch_size)
+    root, target = Path(data), Path(output)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(root)!r} with the data of {name}")
+    settings = {
+        "split": split or benchmark.split,
+        "split_by": split_by or (next(iter(refer.SPLITS[name])) if benchmark.has_split_by else None),
+        "protocol": protocol or (benchmark.protocols[0] if benchmark.protocols else None),
+    }
+    records = list(itertools.islice(benchmark.records(root, *settings.values()), count))
+    if not records:
+        raise ValueError(f"{name} has no samples in {str(root)!r} for {settings}.")
+    keys = names_of(records)
+    asked = predictions if predictions is not None else pipeline
+    head = {"benchmark": name, **settings, "asked": _identity(asked)}
+    lines = _Lines(target.with_suffix(".jsonl"), head)
+    start = time.perf_counter()
+    todo = [(key, record) for key, record in zip(keys, records) if key not in lines.rows]
+    if predictions is not None:
+        answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(root, Path(predictions))
+    else:
+        if todo and isinstance(pipeline, (str, os.PathLike)):
+            if loader is None:
+                raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
+            pipeline = loader(os.fspath(pipeline))
+        answer = _asking(pipeline, root, benchmark.scorer)
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with lines, tqdm(total=len(keys), initial=len(keys) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
+        for first in range(0, len(todo), batch_size):
+            part = todo[first : first + batch_size]
+            rows = answer([record for _, record in part])
+            lines.add([{"key": key, **row} for (key, _), row in zip(part, rows, strict=True)])
+            bar.update(len(part))
+
+    rows = [lines.rows[key] for key in keys]
+    good = [row for row in rows if "skipped" not in row]
+    problems = [f"{row['key']}: {row['skipped']}" for row in rows if "skipped" in row]
+    if not good:
+        raise ValueError(f"Not one sample of {name} can be read. The first: {problems[0]}")
+    scorer = SCORERS[records[0]["task"] if benchmark.scorer == "own" else benchmark.scorer]
+    result = {
+        "benchmark": name,
+        "pipeline": _name(asked),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "settings": settings | {"batch_size": batch_size},
+        "samples": len(good),
+        "skipped": len(problems),
+        "problems": problems[:_PROBLEMS_KEPT],
+        "figures": scorer.figures(good),
+        "asked_now": len(todo),
+        "seconds": round(time.perf_counter() - start, 1),
+        "hardware": hardware(None if predictions is not None or not todo else pipeline),
+        "versions": versions(),
+    }
+    write_json(target, result)
+    return result
+
+
+def _checked(
+    name: str, split_by: str | None, protocol: str | None, predictions: Any, count: int | None, batch_size: int
+) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise ValueError(f"Unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}.")
+    benchmark = BENCHMARKS[name]
+    if split_by is not None and not benchmark.has_split_by:
+        raise ValueError(f"{name} has one way to be split; leave out split_by.")
+    if protocol is not None and protocol not in benchmark.protocols:
+        allowed = ", ".join(benchmark.protocols)
+        raise ValueError(
+            f"{name} has no protocol {protocol!r}; " + (f"choose from {allowed}." if allowed else "leave it out.")
+        )
+    if protocol == "class" and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
+        raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
+    if benchmark.scorer == "clips" and predictions is None:
+        raise ValueError(
+            f"{name} needs predictions, a folder of <clip>/<frame>.png: following a region through a clip is not part of the "
+            "pipeline yet."
+        )
+    if benchmark.scorer != "clips" and predictions is not None:
+        raise ValueError(f"Predictions are scored for davis only; {name} asks the pipeline.")
+    if batch_size < 1 or (count is not None and count < 1):
+        raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
+    return benchmark
+
+
+# --- asking ---------------------------------------------------------------------------------------------------------
+
+
+def _asking(pipe: Any, root: Path, scorer: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Records -> rows, through the pipeline."""
+
+    def answer(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{} for _ in records]
+        queries: list[tuple[int, Query]] = []
+        for index, record in enumerate(records):
+            try:
+                queries.append((index, read_query(record, root)))
+            except (ValueError, OSError) as error:
+                rows[index] = {"skipped": record.get("info", {}).get("problem") or str(error)}
+        predicted = ask(
+            pipe, [query for _, query in queries], [tuple(records[i].get("images", ())) for i, _ in queries]
+        )
+        # Only now is the truth read.
+        for (index, query), prediction in zip(queries, predicted, strict=True):
+            record = records[index]
+            size = (query.images[0].height, query.images[0].width) if query.images else None
+            try:
+                truth = read_truth(record, root, size)
+            except (ValueError, OSError) as error:
+                rows[index] = {"skipped": str(error)}
+                continue
+            info = record.get("info", {})
+            row = SCORERS[record["task"] if scorer == "own" else scorer].row(prediction, truth, info)
+            rows[index] = {"scene": info.get("image_id", "/".join(record.get("images", ()))), **row}
+        return rows
+
+    return answer
+
+
+def ask(pipe: Any, queries: Sequence[Query], pictures: Sequence[Any] | None = None) -> list[dict[str, Any]]:
+    """What a pipeline answers.
+
+    Args:
+        pipe: with the calls of `FocusPipeline`.
+        queries: of the tasks "referring", "reasoning", "class", "region" and "answer", in any mixture.
+        pictures: what tells the picture of a query from another's; expressions about one picture share its encoding.
+
+    Returns:
+        In the order of the queries: {"masks": bool [objects, H, W], "scores": [objects]}, for classes with "labels", or
+        {"text": str}.
+    """
+    names = [(index,) for index in range(len(queries))] if pictures is None else list(pictures)
+    found: list[dict[str, Any]] = [{} for _ in queries]
+    for task in dict.fromkeys(query.task for query in queries):
+        chosen = [index for index, query in enumerate(queries) if query.task == task]
+        if task in ("referring", "reasoning"):
+            groups: dict[Any, list[int]] = {}
+            for index in chosen:
+                groups.setdefault(names[index], []).append(index)
+            images = [queries[group[0]].images[0] for group in groups.values()]
+            texts = [[queries[index].text for index in group] for group in groups.values()]
+            out = pipe.segment(images, texts, task=task)
+            for group, masks, scores in zip(groups.values(), out.masks, out.scores, strict=True):
+                for index, mask, score in zip(group, masks, scores, strict=True):
+                    found[index] = {"masks": mask, "scores": score}
+        elif task == "class":
+            images = [queries[index].images[0] for index in chosen]
+            out = pipe.segment(images, classes=[list(queries[index].names) for index in chosen])
+            for index, mask, score, labels in zip(chosen, out.masks, out.scores, out.labels, strict=True):
+                found[index] = {"masks": mask, "scores": score, "labels": labels}
+        elif task == "region":
+            images = [queries[index].images[0] for index in chosen]
+            out = pipe.segment(images, region=[list(queries[index].regions) for index in chosen])
+            for index, mask, score in zip(chosen, out.masks, out.scores, strict=True):
+                found[index] = {"masks": mask, "scores": score}
+        elif task == "answer":
+            for pointed in (False, True):
+                part = [index for index in chosen if bool(queries[index].regions) == pointed]
+                if part:
+                    options = {"region": [list(queries[index].regions) for index in part]} if pointed else {}
+                    images = [list(queries[index].images) for index in part]
+                    texts = pipe.understand(images, [queries[index].text for index in part], **options).text
+                    for index, text in zip(part, texts, strict=True):
+                        found[index] = {"text": text}
+        else:
+            raise ValueError(f"Samples of the task {task!r} cannot be asked here yet.")
+    return found
+
+
+def _finished(root: Path, predictions: Path) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Records of clips -> rows, from a folder of results."""
+    if not predictions.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(predictions)!r} of predictions")
+
+    def answer(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = []
+        for record in records:
+            try:
+                truth = read_truth(record, root)
+            except (ValueError, OSError) as error:
+                rows.append({"skipped": str(error)})
+                continue
+            rows.append(clip_row(record, truth, predictions))
+        return rows
+
+    return answer
+
+
+# --- lines ----------------------------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """The JSONL file of a run: a line that says whose it is, then one a sample. A line cut off by a crash is dropped."""
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path, self.head = path, head
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._stream: Any = None
+        self._keep = 0  # bytes of whole lines
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.splitlines()
+        if not lines:
+            return
+        try:
+            head, *rows = [json.loads(line) for line in lines]
+            self.rows = {row["key"]: row for row in rows}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{str(self.path)!r} is no file of results; name another output.") from None
+        differing = [key for key in self.head if not isinstance(head, dict) or head.get(key) != self.head[key]]
+        if differing:
+            raise ValueError(
+                f"{str(self.path)!r} holds the results of another run (another {', '.join(differing)}); name another output, or "
+                "delete it to start anew."
+            )
+        self._keep = len(whole)
+
+    def __enter__(self) -> _Lines:
+        self._stream = self.path.open("r+b" if self._keep else "wb")
+        self._stream.truncate(self._keep)
+        self._stream.seek(self._keep)
+        if not self._keep:
+            self._write([self.head])
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stream.close()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._write(rows)
+        self.rows.update((row["key"], row) for row in rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self._stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+        self._stream.flush()
+
+
+def _name(asked: Any) -> str:
+    if isinstance(asked, (str, os.PathLike)):
+        return Path(asked).name
+    return str(getattr(asked, "name_or_path", None) or type(asked).__name__)
+
+
+def _identity(asked: Any) -> str:
+    """The name of a pipeline or folder with a mark of its files (names, sizes, times), so that a retrained one is another."""
+    name = _name(asked)
+    folder = Path(asked) if isinstance(asked, (str, os.PathLike)) else Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted((path.relative_to(folder).as_posix(), path.stat()) for path in folder.rglob("*") if path.is_file())
+    text = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
+    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+# --- table ----------------------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as lines of text: name, value, its 95% interval and the number of samples, where they are known."""
+    settings = ", ".join(str(value) for key, value in result["settings"].items() if value and key != "batch_size")
+    lines = [f"{result['benchmark']} ({settings}): {result['pipeline']}, {result['samples']} samples"]
+    for name, value in result["figures"].items():
+        if isinstance(value, dict):
+            interval = f"  [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
+            lines.append(f"{name:<20}{value['value']:>8.4f}{interval}  n={value['count']}")
+        else:
+            lines.append(f"{name:<20}" + ("       -" if value is None else f"{value:>8.4f}"))
+    if result["skipped"]:
+        lines.append(f"left out: {result['skipped']} samples that cannot be read, the first {result['problems'][0]}")
+    return "\n".join(lines)

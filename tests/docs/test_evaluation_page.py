@@ -1,0 +1,86 @@
+"""Every command and snippet of docs/evaluation.md, with the published focus-tiny on made-up files in the published formats."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+
+from diffusers_focus import cli
+from diffusers_focus.data.benchmarks.refer import refer_records
+from diffusers_focus.data.folders import write_records
+from diffusers_focus.evaluation.benchmarks import BENCHMARKS
+
+from tests.data import published
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, root):
+    """The folders that the page names."""
+    here = tmp_path_factory.mktemp("page")
+    (here / "pipelines").symlink_to(root / "pipelines")
+    published.write_refer(here / "refer")
+    published.write_refer(here / "refer", "refcocog", "umd")
+    published.write_grefer(here / "refer")
+    published.write_reason_seg(here)
+    published.write_interactive(here / "coco")
+    published.write_pope(here / "coco")
+    published.write_vqa(here / "coco")
+    (here / "mmbench").mkdir()
+    published.write_mmbench(here / "mmbench")
+    published.write_davis(here / "DAVIS")
+    for clip in ("bear", "camel"):
+        for frame in range(6):
+            published.save_map(here / "found" / clip / f"{frame:05d}.png", published.davis_map(frame))
+    published.write_refer(here / "mine")
+    write_records(here / "mine" / "samples.jsonl", list(refer_records(here / "mine", "refcoco", "testA"))[:2])
+    return here
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    return (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_commands(page, place, root, monkeypatch, capsys):
+    if not (root / "pipelines" / "focus-tiny" / "model_index.json").is_file():
+        pytest.skip("pipelines/focus-tiny is not published yet")
+    monkeypatch.chdir(place)
+    loaded = []
+    load = cli._load_evaluated
+    # The pipeline is the same in all commands: read it once.
+    monkeypatch.setattr(
+        cli, "_load_evaluated", lambda folder: loaded[0] if loaded else loaded.append(load(folder)) or loaded[0]
+    )
+    commands = re.findall(r"^diffusers-focus (eval .+)$", page, re.MULTILINE)
+    assert {shlex.split(command)[1] for command in commands} == set(BENCHMARKS) - {
+        "refcoco+"
+    }  # the same reader as refcoco
+    for command in commands:
+        words = shlex.split(command)
+        assert cli.main([*words, "--count", "2"]) == 0, capsys.readouterr().err
+        result = json.loads((place / words[-1]).read_text())
+        assert result["benchmark"] == words[1] and result["samples"] == 2 and result["skipped"] == 0
+        assert words[1] in capsys.readouterr().out
+    assert len(loaded) == 1
+
+
+def test_the_table_names_every_benchmark_and_its_protocols(page):
+    table = page[page.index("| name |") : page.index("The result is")]
+    for name, benchmark in BENCHMARKS.items():
+        (row,) = [line for line in table.splitlines() if line and f"`{name}`" in line.split("|")[1]]
+        assert all(f"`{protocol}`" in row for protocol in benchmark.protocols)
+
+
+def test_snippet(page, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "docs/evaluation.md", "exec"), names)
+    assert (
+        names["written"] == 12
+        and "the red thing (1, 64, 64)" in capsys.readouterr().out
+        and not names["folder"].skipped
+    )
