@@ -119,7 +119,7 @@ def weight_megabytes(pipe: Any) -> float:
             for tensor in (*component.parameters(), *component.buffers()):
                 inner = [getattr(tensor, name) for name in getattr(tensor, "__tensor_flatten__", lambda: ((), {}))()[0]]
                 stored = [one for one in inner if isinstance(one, torch.Tensor)] or [tensor]
-                total += sum(one.numel() * one.element_size() for one in stored)
+                total += sum(one.numel() * one.element_size() for one in stored if not one.is_meta)
     return total / 1e6
 
 
