@@ -58,7 +58,7 @@ def pipe() -> Any:
         ({"mask_image": "mask.png"}, TypeError, "mask_image"),
         ({"mask_image": Image.new("L", (9, 7), 255)}, ValueError, "mask_image.*9 wide and 7 high"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else None,
 )
 def test_options_of_an_edit(pipe, options, kind, said):
     with pytest.raises(kind, match=said):
