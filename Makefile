@@ -27,7 +27,7 @@ demo: $(VENV)/.installed-base
 	@$(RUN) examples/demo.py $${IMAGE:+--image "$$IMAGE"} $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
