@@ -81,7 +81,9 @@ def test_cards_are_right(pushed, hub):
     text = card.decode()
     assert 'FocusPipeline.from_pretrained("me/focus")' in text and "fp16" not in text
     assert 'custom_pipeline="focus_pipeline"' in text and "| unet | UNet2DConditionModel | 3,097,876 |" in text
-    assert "Measured on the weights of `focus-tiny`" in text and "| Questions | exact match | 80.0" in text
+    figures = json.loads((TINY / "metrics.json").read_text())["groups"]["in"]["questions"]["accuracy"]
+    assert "Measured on the weights of `focus-tiny`" in text
+    assert f"| Questions | exact match | {100 * figures['value']:.1f} (" in text
     assert "It knows only its world" in text and "Model Card for" not in text
     model = hub.files("me/mask-decoder")["README.md"]
     facts = header(model)
