@@ -22,7 +22,8 @@ def make_schema(node_id: str, **options: dict[str, Any]) -> io.Schema:
         category=CATEGORY,
         description=node.description,
         inputs=[_input(one, options.get(one.id, {})) for one in node.inputs],
-        outputs=[_kind(one).Output(one.id, display_name=one.id, tooltip=one.tooltip) for one in node.outputs],
+        # Without ids: outputs may not share one with an input, and most are named like the input they continue.
+        outputs=[_kind(one).Output(display_name=one.id, tooltip=one.tooltip) for one in node.outputs],
     )
 
 

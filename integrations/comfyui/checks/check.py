@@ -29,6 +29,7 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parents[1]
 ROOT = PACK.parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # this repository's, whichever is installed
 EXAMPLES = PACK / "example_workflows"
 START = 300  # seconds the server may take, on a busy machine
 RUN = 600  # and a workflow
@@ -50,7 +51,8 @@ class Comfy:
             str(base),
         ]
         command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command + ["--cpu"] * cpu, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
@@ -108,6 +110,13 @@ class Comfy:
                     break
         outputs = (await self.get(f"/history/{number}")).get(number, {}).get("outputs", {})
         return Finished(kind, data.get("exception_message", "").strip(), outputs, events)
+
+    async def finish(self, graph: dict[str, Any]) -> Finished:
+        """Run a graph that has to succeed."""
+        done = await self.run(graph)
+        if done.kind != "execution_success":
+            raise RuntimeError(f"{done.kind}: {done.message}")
+        return done
 
     async def pictures(self, outputs: dict[str, Any], node: str) -> list[np.ndarray]:
         """The saved images of a node, uint8 [height, width, 3]."""
@@ -194,7 +203,6 @@ async def check_loading(comfy: Comfy, report: Report) -> None:
     """The nodes are there, and nothing complained."""
     info = await comfy.get("/object_info")
     ours = sorted(name for name in info if name.startswith("Focus"))
-    sys.path.insert(0, str(ROOT))
     from integrations.comfyui.schema import NODES
 
     report.line("all nodes are listed", ours == sorted(NODES), ", ".join(ours))
@@ -215,14 +223,14 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
     pipe, image, shown = reference.pipe, reference.image, {}
 
     graph = example("focus_ask")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     answer = "".join(done.outputs.get(node(graph, "PreviewAny"), {}).get("text", []))
     wanted = pipe.understand(image, "how many objects are there?").text[0]
     report.line("focus_ask", answer == wanted and answer != "", f"{answer!r} {done.message}")
     shown["focus_ask"] = ([image], [f"how many objects are there? {answer}"])
 
     graph = example("focus_segment_by_words")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     found = pipe.segment(image, "the green diamond").masks[0]
     (mask,) = await comfy.pictures(done.outputs, saves(graph, "MaskToImage"))
     (overlay,) = await comfy.pictures(done.outputs, saves(graph, "FocusSegment"))
@@ -233,7 +241,7 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
     shown["focus_segment_by_words"] = ([image, overlay, mask], ["input", "the green diamond", "mask"])
 
     graph = example("focus_click_to_edit")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     found = pipe.segment(image, region=Point(44, 30)).masks[0].any(axis=0)
     (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
     wanted = reference.edit("make the green diamond blue", found)
@@ -244,7 +252,7 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
     report.line("every step is told", [value for value, _ in steps][-12:] == list(range(1, 13)), str(done.steps[-3:]))
 
     graph = example("focus_edit_painted_mask")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     painted = np.asarray(Image.open(EXAMPLES / "input" / "focus_scene_painted.png").getchannel("A")) < 128
     (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
     wanted = reference.edit("remove the green diamond", painted)
@@ -253,7 +261,7 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
     shown["focus_edit_painted_mask"] = ([over, edited], ["painted", "remove the green diamond"])
 
     graph = example("focus_generate")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     drawn = await comfy.pictures(done.outputs, saves(graph, "FocusGenerate"))
     out = pipe.generate(
         "a red circle and a blue star",
@@ -386,7 +394,7 @@ async def check_batch(comfy: Comfy, report: Report, reference: Reference) -> Non
 
     graph = example("focus_edit_painted_mask")
     node(graph, "LoadImage", image="focus_scene.png")
-    done = await comfy.run(graph)
+    done = await comfy.finish(graph)
     (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
     out = reference.pipe.edit(
         reference.image, "remove the green diamond", generator=reference.generator(), output_type="pt"

@@ -31,9 +31,9 @@ def test_answers_have_a_line_for_each_image():
 
 def test_objects_of_a_batch_come_image_by_image():
     pipe = shared_pipeline()
-    found = pipe.segment(PICTURES[:2], classes=["disk", "square"], score_threshold=0.4, fallback_threshold=0.4)
+    found = pipe.segment(PICTURES[:2], classes=["disk", "square"], score_threshold=0.01, fallback_threshold=0.01)
     mask, objects, overlay, scores, text, count = work.segment(
-        pipe, IMAGE[:2], class_names="disk, square", threshold=0.4
+        pipe, IMAGE[:2], class_names="disk, square", threshold=0.01
     )
     every = np.concatenate(found.masks)
     assert count == len(every) > 0 and objects.shape == every.shape and (objects.numpy() == every).all()
@@ -87,8 +87,9 @@ def test_each_image_of_a_batch_is_edited_as_it_would_be_alone():
 
 
 def test_edit_takes_its_place_from_target_or_mask():
+    wide = write_pictures([picture(0, 48, 96)])
     with pytest.raises(InputError, match="^Input mask: it is empty"):
-        work.edit(shared_pipeline(), IMAGE, "make it blue", mask=torch.zeros_like(MASK))
+        work.edit(shared_pipeline(), wide, "make it blue", mask=torch.zeros(1, 48, 96))
     with pytest.raises(InputError, match="^Input target: "):
         work.edit(shared_pipeline(), IMAGE[:1], "make it blue", target="the disk", mask=MASK)
     with pytest.raises(InputError, match="^Input instruction: it is empty"):
