@@ -41,6 +41,13 @@ class Version:
     mask: np.ndarray | None
     instruction: str
 
+    @property
+    def small(self) -> Image.Image:
+        """For a list of versions."""
+        small = self.image.copy()
+        small.thumbnail((256, 256))
+        return small
+
 
 @dataclass
 class Session:
@@ -116,8 +123,8 @@ class Studio:
             with Image.open(path) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise ValueError(
-                        f"This picture has {file.width * file.height / 1e6:.0f} million pixels; up to {MAX_PIXELS // 10**6} million "
-                        "are taken. Make it smaller first."
+                        f"This picture has {file.width * file.height / 1e6:.0f} million pixels; up to "
+                        f"{MAX_PIXELS // 10**6} million are taken. Make it smaller first."
                     )
                 image = ImageOps.exif_transpose(file).convert("RGB")
         except (Image.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
@@ -178,6 +185,7 @@ class Studio:
 
     def clear(self, session: Session) -> str:
         """No mask."""
+        session.require_image()
         session.mask = session.corner = None
         return "No mask: an instruction says by itself where to edit."
 
