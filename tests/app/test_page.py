@@ -1,6 +1,7 @@
 """The app in a real browser: headless Chromium on the page that `diffusers-focus app` serves, with focus-tiny.
 
-Runs where Gradio (`[demo]`), playwright and Chromium are, with `-m slow`. `SCREENSHOTS=docs/app` renews the pictures of docs/app.md.
+Runs where Gradio (`[demo]`), playwright and Chromium are, with `-m slow`. `SCREENSHOTS=docs/app` renews the pictures of
+docs/app.md.
 """
 
 from __future__ import annotations
