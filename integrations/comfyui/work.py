@@ -141,7 +141,7 @@ def generate(
 ) -> torch.Tensor:
     """Pictures of a description."""
     description = _words("description", description)
-    with _named_inputs({"prompt": "description", "num_images_per_prompt": "batch_size"}):
+    with _named_inputs({"prompt": "description", "This model renders": "width and height"}):
         out = pipe.generate(
             description,
             width=width or None,
@@ -175,12 +175,12 @@ def _sampling(steps: int, guidance: float) -> dict[str, Any]:
 
 @contextmanager
 def _named_inputs(names: dict[str, str]) -> Iterator[None]:
-    """Errors of the pipeline about its arguments, told of the node's inputs."""
+    """Errors of the pipeline that begin with one of these words, its arguments mostly, told of the node's inputs."""
     try:
         yield
     except (TypeError, ValueError) as error:
         text = str(error)
         for argument, name in names.items():
             if text.startswith(argument):
-                raise InputError(name, text.removeprefix(argument).strip()) from error
+                raise InputError(name, text if " " in argument else text.removeprefix(argument).strip()) from error
         raise

@@ -334,7 +334,12 @@ async def check_errors(comfy: Comfy, report: Report) -> None:
         ("point outside", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="500,2"), "Input points"),
         ("no number", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="here"), "Input points"),
         ("nothing asked", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points=""), "Input words"),
-        ("wrong size", "focus_generate", lambda g: node(g, "FocusGenerate", width=72, height=72), "128 x 128"),
+        (
+            "wrong size",
+            "focus_generate",
+            lambda g: node(g, "FocusGenerate", width=72, height=72),
+            "Input width and height",
+        ),
     ]
 
     def scaled(graph: dict[str, Any], empty: bool) -> None:

@@ -103,5 +103,5 @@ def test_generated_pictures_are_those_of_their_seeds():
     both = work.generate(pipe, "a disk", batch_size=2, seed=3, steps=2)
     second = pipe.generate("a disk", generator=seeded(4), num_inference_steps=2, output_type="pt").images
     assert both.shape == (2, 64, 64, 3) and torch.allclose(both[1], second[0].movedim(0, -1), atol=1e-4)
-    with pytest.raises(ValueError, match="64 x 64"):
+    with pytest.raises(InputError, match="^Input width and height: This model renders 64 x 64"):
         work.generate(pipe, "a disk", width=72, height=64)
