@@ -56,19 +56,19 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                     slider = gr.ImageSlider(label="before | after", elem_id="slider", format="png", interactive=False)
             with gr.Column(scale=2):
                 with gr.Row():
-                    upload = gr.File(label="picture file", elem_id="upload", height=110)
-                    scene = gr.Button("Draw a scene", elem_id="scene")
+                    upload = gr.File(label="picture file", elem_id="upload", height=110, scale=3)
+                    scene = gr.Button("Draw a scene", elem_id="scene", min_width=90)
                 with gr.Group():
                     tool = gr.Radio([CLICK, BOX], value=CLICK, label="clicks on the picture", elem_id="tool")
                     mode = gr.Radio(list(MODES), value=NEW, label="what is found is", elem_id="mode")
                     with gr.Row():
-                        words = gr.Textbox(label="words", placeholder="the red circle", elem_id="words")
-                        find = gr.Button("Find", elem_id="find")
+                        words = gr.Textbox(label="words", placeholder="the red circle", elem_id="words", scale=3)
+                        find = gr.Button("Find", elem_id="find", min_width=90)
                     with gr.Row():
                         place = gr.Textbox(
-                            label="place, in pixels: x,y or x0,y0,x1,y1", placeholder="64,48", elem_id="place"
+                            label="place, in pixels: x,y or x0,y0,x1,y1", placeholder="64,48", elem_id="place", scale=3
                         )
-                        point = gr.Button("Point there", elem_id="point")
+                        point = gr.Button("Point there", elem_id="point", min_width=90)
                     with gr.Accordion("brush", open=False, elem_id="brush"):
                         load_brush = gr.Button("Put the picture here", elem_id="load-brush")
                         editor = gr.ImageEditor(
@@ -97,20 +97,26 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                         label="instruction", placeholder="make the star blue", elem_id="instruction"
                     )
                     with gr.Row():
-                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, elem_id="seed")
+                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, min_width=80)
                         steps = gr.Number(
-                            label="steps (0: the pipeline's)", value=0, precision=0, minimum=0, maximum=1000
+                            label="steps (0: its own)", value=0, precision=0, minimum=0, maximum=1000, min_width=80
                         )
-                        strength = gr.Number(label="strength", value=1.0, minimum=0.01, maximum=1.0)
+                        strength = gr.Number(label="strength", value=1.0, minimum=0.01, maximum=1.0, min_width=80)
                     with gr.Row():
-                        edit = gr.Button("Edit", variant="primary", elem_id="edit")
-                        stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                        undo = gr.Button("Undo", elem_id="undo")
+                        edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=80)
+                        stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
+                        undo = gr.Button("Undo", elem_id="undo", min_width=80)
                 with gr.Row():
                     image_file = gr.DownloadButton("Download picture", elem_id="image-file")
                     mask_file = gr.DownloadButton("Download mask", elem_id="mask-file")
                 history = gr.Gallery(
-                    label="history", columns=4, height=160, elem_id="history", format="png", interactive=False
+                    label="history",
+                    columns=4,
+                    object_fit="contain",
+                    allow_preview=False,
+                    interactive=False,
+                    elem_id="history",
+                    format="png",
                 )
 
         marked = [state, canvas, status, mask_file]
@@ -204,9 +210,17 @@ def _picture(session: Session, files: Path) -> list[Any]:
     if not session.past:
         return [None, None, []]
     pair = (session.view(session.past[-1].image), session.view(session.require_image()))
+    middle = 50.0
+    if session.edit_mask is not None:  # the line goes through what was changed
+        columns = np.nonzero(session.edit_mask)[1]
+        middle = 100 * (float(columns.mean()) + 0.5) / session.edit_mask.shape[1]
     file = str(Path(tempfile.mkdtemp(dir=files)) / "focus.png")
     session.require_image().save(file, compress_level=1)
-    return [pair, file, [(one.small, one.instruction) for one in session.past]]
+    return [
+        gr.ImageSlider(value=pair, slider_position=middle),
+        file,
+        [(one.small, one.instruction) for one in session.past],
+    ]
 
 
 def _mask_file(session: Session, files: Path) -> str | None:
