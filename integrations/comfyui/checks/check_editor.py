@@ -43,7 +43,8 @@ async def run_checks(args: argparse.Namespace) -> int:
         async with Comfy(args.comfyui, Path(folder), args.port, cpu=True) as comfy, async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
             page = await browser.new_page(viewport={"width": 1600, "height": 900})
-            await page.goto(comfy.url)
+            page.set_default_timeout(300_000)  # milliseconds, for a busy machine
+            await page.goto(comfy.url, wait_until="domcontentloaded")
             await page.wait_for_function(
                 "window.app && window.app.graph && window.app.extensionManager", timeout=300_000
             )

@@ -108,16 +108,6 @@ def workflows() -> dict[str, dict[str, Step]]:
             ),
             "save": Step("SaveImage", (860, 60), {"filename_prefix": "focus_painted"}, {"images": ("edit", "image")}),
         },
-        "focus_generate": {
-            "load": _start()["load"],
-            "draw": Step(
-                "FocusGenerate",
-                (420, 60),
-                {"description": "a red circle and a blue star", "batch_size": 2},
-                {"pipeline": ("load", "pipeline")},
-            ),
-            "save": Step("SaveImage", (860, 60), {"filename_prefix": "focus_new"}, {"images": ("draw", "image")}),
-        },
     }  # fmt: skip
 
 
@@ -201,7 +191,7 @@ def write_inputs(folder: Path) -> None:
     scene = Image.fromarray(render(sample_scene(SCENE)).image)
     scene.save(folder / IMAGE)
     alpha = Image.new("L", scene.size, 255)
-    ImageDraw.Draw(alpha).line([(44, 13), (36, 29), (44, 46), (51, 30), (44, 16)], fill=0, width=15, joint="curve")
+    ImageDraw.Draw(alpha).line([(44, 9), (35, 30), (44, 49), (52, 30), (44, 9)], fill=0, width=17, joint="curve")
     scene.putalpha(alpha)
     scene.save(folder / PAINTED)
 
