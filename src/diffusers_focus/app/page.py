@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 try:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ValueError("The app needs Gradio: pip install 'diffusers-focus[demo]'") from error
 
@@ -54,6 +54,16 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                 status = gr.Markdown("Upload a picture, or let a scene be drawn.", elem_id="status")
                 with gr.Accordion("before and after", open=True):
                     slider = gr.ImageSlider(label="before | after", elem_id="slider", format="png", interactive=False)
+                history = gr.Gallery(
+                    label="history",
+                    columns=4,
+                    object_fit="contain",
+                    allow_preview=False,
+                    fit_columns=False,
+                    interactive=False,
+                    elem_id="history",
+                    format="png",
+                )
             with gr.Column(scale=2):
                 with gr.Row():
                     upload = gr.File(label="picture file", elem_id="upload", height=110, scale=3)
@@ -109,15 +119,6 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                 with gr.Row():
                     image_file = gr.DownloadButton("Download picture", elem_id="image-file")
                     mask_file = gr.DownloadButton("Download mask", elem_id="mask-file")
-                history = gr.Gallery(
-                    label="history",
-                    columns=4,
-                    object_fit="contain",
-                    allow_preview=False,
-                    interactive=False,
-                    elem_id="history",
-                    format="png",
-                )
 
         marked = [state, canvas, status, mask_file]
         shown = [*marked, slider, image_file, history]
