@@ -83,7 +83,7 @@ def head_rows(head: nn.Module, hidden: torch.Tensor, first: int, stop: int) -> t
         and not (head._forward_hooks or head._forward_pre_hooks)
         and not any(hasattr(head, hook) for hook in ("_hf_hook", "_diffusers_hook"))  # offloading, casting
     )
-    return F.linear(hidden, weight[first:stop]) if plain else head(hidden)[:, first:stop]
+    return F.linear(hidden, head.weight[first:stop]) if plain else head(hidden)[:, first:stop]
 
 
 def write_codes(
