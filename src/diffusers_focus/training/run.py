@@ -16,7 +16,7 @@ from .trainer import StageRecipe, Trainer, share_of
 
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
-    """adversarial_start adversarial_weight adversarial_width crop edge_weight edits initialize initialize_codes
+    """adversarial_start adversarial_weight adversarial_width crop edge_weight edits initialize initialize_codes keep_codes
     kl_weight map_drop mask_drop masks_every match_scale mixture mse_weight noise_samples noise_tokens
     object_weight perceptual_weight pixel_drop pixel_tokens resolution_index semantic_drop semantic_noise size
     twins""".split()
