@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | calibrate | convert | info`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -218,6 +218,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
+
+    calibrate = command(
+        "calibrate", _calibrate, "fit scores and thresholds on validation scenes, into a pipeline's index"
+    )
+    calibrate.add_argument("--count", type=_positive, default=400, metavar="N", help="scenes (default: %(default)s)")
+    calibrate.add_argument(
+        "-o", "--output", metavar="FILE", help="write the fit there as JSON and leave the pipeline alone"
+    )
+    _add_pipeline(calibrate)
 
     convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
     add_conversions(convert, _Parser)
@@ -526,6 +535,24 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
     )
     print(table(result))
     print(target)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    target = None if args.output is None else _check_target(args.output, image=False)
+    folder = _find_pipeline(args.pipeline)
+    if target is None and not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder!r} is no folder here, so its index cannot be written; load it into one, or give --output FILE"
+        )
+    from .evaluation.calibration import fit, write
+
+    result = fit(_load(args), args.count)
+    for name, values in result["report"].items():
+        print(f"{name}: {json.dumps(values)}")
+    for file in write(folder, result) if target is None else [target]:
+        if target is not None:
+            _write_json(target, result)
+        print(file)
 
 
 def _load_evaluated(folder: str) -> Any:

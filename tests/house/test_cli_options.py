@@ -35,6 +35,7 @@ FROZEN = {
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
     ],
+    "calibrate": ["--count", "--output", "-o", *PIPELINE],
     "convert": [],
     "convert illume-plus": [
         *["--decoder", "--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--tokenizer", *CONVERSION],

@@ -21,6 +21,9 @@ from ..processing.images import Placement
 from ..processing.regions import Region, Strokes
 
 HELD = 0.5  # share of a stroke that lies in a mask which holds it
+NEAR = (
+    2.5  # cells of the mask decoder's grid: so near to an edge a stroke is about the edge, and not about another object
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,7 @@ def stroked_object(
     """The proposal that several strokes mean, and its mask logits [h, w] with every stroke on its side.
 
     A proposal is worth its score, the share of the positive strokes it holds less that of the negative ones, and its overlap
-    with the mask to improve.
+    with the mask to improve. Strokes that the best one has on the wrong side change its mask.
 
     Args:
         mask_logits: [N, h, w].
@@ -99,23 +102,49 @@ def stroked_object(
     inside = (mask_logits > 0).float()
     positive, negative = (_cells(part, inside, placement) for part in (strokes.positive, strokes.negative))
     held, wrong = _shares(inside, positive), _shares(inside, negative)
-    worth = scores + 2 * (held >= HELD).float().mean(0) - 2 * (wrong >= HELD).float().mean(0)
-    worth += held.mean(0) - wrong.mean(0)
+    worth = scores + (held >= HELD).float().mean(0) - (wrong >= HELD).float().mean(0)
     if strokes.previous is not None:
         (before,) = _cells([strokes.previous], inside, placement)
         both = torch.einsum("nhw,hw->n", inside, before)
         worth += both / (inside.sum((1, 2)) + before.sum() - both).clamp(min=1)
     best = int(worth.argmax())
     logits = mask_logits[best].clone()
-    for stroke, cells in enumerate(positive):
-        if held[stroke, best] < HELD:  # join what holds it and no negative stroke; failing that, the stroke itself
-            others = (held[stroke] >= HELD) & (wrong < HELD).all(0)
-            joined = mask_logits[int(torch.where(others, worth, -torch.inf).argmax())] if others.any() else cells - 0.5
-            logits = torch.maximum(logits, joined)
-    if negative and bool((_shares((logits > 0).float()[None], negative) > 0).any()):
+    for cells, shares in zip(positive, held):
+        if _share(logits, cells) < HELD:
+            others = (shares >= HELD) & (wrong < HELD).all(0)
+            joined = _around(logits <= 0, cells, mask_logits, others, worth)
+            logits = torch.maximum(logits, cells - 0.5 if joined is None else joined)
+    for cells, shares in zip(negative, wrong):
+        if _share(logits, cells) >= HELD:
+            others = (shares >= HELD) & (held < HELD).all(0)
+            taken = _around(logits > 0, cells, mask_logits, others, scores)
+            logits = logits if taken is None else torch.minimum(logits, -taken)
+    if any(_share(logits, cells) >= HELD for cells in negative):
         keep = _side(logits > 0, positive, negative)
         logits = torch.where(keep | (logits <= 0), logits, -logits)
     return best, logits
+
+
+def _around(
+    wrong_side: torch.Tensor, stroke: torch.Tensor, mask_logits: torch.Tensor, others: torch.Tensor, worth: torch.Tensor
+) -> torch.Tensor | None:
+    """What goes to the other side of a mask with a stroke, as logits [h, w].
+
+    Near the edge that is the surroundings of the stroke as far as the edge; else the best of the proposals that hold it. None
+    where there is no such proposal.
+
+    Args:
+        wrong_side: bool [h, w], the side of the mask the stroke is on now.
+        stroke: float [h, w].
+        others: bool [N], which proposals hold it and nothing that speaks against them.
+        worth: [N].
+    """
+    reach = float(_distance(~wrong_side)[stroke > 0].min()) if bool((~wrong_side).any()) else float("inf")
+    if reach <= NEAR:
+        return (reach + 0.5 - _distance(stroke > 0)).clamp(min=-1.0)
+    if others.any():
+        return mask_logits[int(torch.where(others, worth, -torch.inf).argmax())]
+    return None
 
 
 def _cells(regions: Sequence[np.ndarray], like: torch.Tensor, placement: Placement) -> list[torch.Tensor]:
@@ -133,6 +162,11 @@ def _shares(inside: torch.Tensor, strokes: Sequence[torch.Tensor]) -> torch.Tens
         return inside.new_zeros(1, len(inside))
     cells = torch.stack(list(strokes))
     return torch.einsum("nhw,shw->sn", inside, cells) / cells.sum((1, 2)).clamp(min=1e-6)[:, None]
+
+
+def _share(logits: torch.Tensor, stroke: torch.Tensor) -> float:
+    """Which share of a stroke lies in a mask."""
+    return float(_shares((logits > 0).float()[None], [stroke])[0, 0])
 
 
 def _side(inside: torch.Tensor, positive: Sequence[torch.Tensor], negative: Sequence[torch.Tensor]) -> torch.Tensor:

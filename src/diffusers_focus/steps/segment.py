@@ -92,6 +92,7 @@ class FoundObjects:
         instance_embeds: float32 [objects, D].
         presence: how sure it is that there is anything the prompt means.
         qualities: float32 [objects], the IoU to expect.
+        proposals: int64 [objects], which of the mask decoder's N they are.
     """
 
     masks: np.ndarray
@@ -102,6 +103,7 @@ class FoundObjects:
     instance_embeds: np.ndarray | None = None
     presence: float = 0.0
     qualities: np.ndarray | None = None
+    proposals: np.ndarray | None = None
 
 
 def read_masks(
@@ -250,6 +252,7 @@ def select_objects(
             instance_embeds=np.zeros((0, reading.instance_embeds.shape[-1]), np.float32),
             presence=presence,
             qualities=np.zeros(0, np.float32),
+            proposals=np.zeros(0, np.int64),
         )
     masks = processor.restore_mask(mask_logits[order].float(), placement) > 0
     seen = masks.flatten(1).any(dim=1)
@@ -271,6 +274,7 @@ def select_objects(
         instance_embeds=reading.instance_embeds[row, order].float().cpu().numpy(),
         presence=presence,
         qualities=qualities[order].cpu().numpy(),
+        proposals=order.cpu().numpy(),
     )
 
 
@@ -403,6 +407,7 @@ def _laid_out(found: FoundObjects, prompt: MaskPrompt) -> FoundObjects:
         labels=[found.labels[index] for index in first],
         instance_embeds=found.instance_embeds[first],
         qualities=found.qualities[first],
+        proposals=None if found.proposals is None else found.proposals[first],
     )
 
 
