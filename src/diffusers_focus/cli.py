@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | calibrate | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | calibrate | convert | info`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -81,6 +81,12 @@ def _override(text: str) -> tuple[str, Any]:
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 up to 65535, got {text!r}")
     return int(text)
 
 
@@ -183,6 +189,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling(generate)
     generate.add_argument("-o", "--output", default="image.png", metavar="FILE", help="image (default: %(default)s)")
     _add_pipeline(generate)
+
+    app = command("app", _app, "open a page to point at things in an image and edit them")
+    app.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="0.0.0.0 shows it to the network (default: %(default)s)"
+    )
+    app.add_argument("--port", type=_port, default=7860, metavar="N", help="0 takes any (default: %(default)s)")
+    app.add_argument("--browser", action="store_true", help="open it in the browser")
+    _add_pipeline(app)
 
     world = command("world", _world, "draw scenes of the still-life world with their truth")
     world.add_argument("--seed", type=_seed, required=True, metavar="N", help="seed of the first scene")
@@ -490,6 +504,14 @@ def _generate(args: argparse.Namespace) -> None:
     pipe = _load(args)
     _write_image(target, pipe.generate(args.prompt, **_sampling(args)).images[0])
     print(target)
+
+
+def _app(args: argparse.Namespace) -> None:
+    from .app.page import serve  # first: it says what to install where Gradio is missing
+
+    pipe = _load(args)
+    pipe.set_progress_bar_config(disable=True)
+    serve(pipe, host=args.host, port=args.port, browser=args.browser)
 
 
 def _world(args: argparse.Namespace) -> None:

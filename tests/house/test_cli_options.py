@@ -33,6 +33,7 @@ FROZEN = {
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
         *["--mask-image", "--save-mask", "--strength", "--target"],
     ],
+    "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
     "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
