@@ -176,6 +176,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "run one training stage of focus-tiny")
     train.add_argument("--stage", required=True, metavar="NAME", help="the stage; an unknown name lists them all")
+    train.add_argument(
+        "--data",
+        metavar="DIR[:WEIGHT],...",
+        help="folders of samples or shards to learn from, mixed by weight (default: the still-life world)",
+    )
     train.add_argument("--output", default="runs/focus-tiny", metavar="DIR", help="folder (default: %(default)s)")
     train.add_argument(
         "--resume",
@@ -472,15 +477,19 @@ def _truth(scene: Scene, edit: Edit, rng: np.random.Generator, held_out: bool) -
 
 
 def _train(args: argparse.Namespace) -> None:
+    from .data.sources import parse_sources
     from .training.run import run_stage
 
+    overrides = dict(args.overrides)
+    if args.data is not None:
+        overrides["data"] = parse_sources(args.data)
     run_stage(
         args.stage,
         args.output,
         resume=args.resume,
         max_minutes=args.max_minutes,
         threads=args.threads,
-        overrides=dict(args.overrides),
+        overrides=overrides,
     )
 
 

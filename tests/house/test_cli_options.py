@@ -30,7 +30,7 @@ FROZEN = {
     ],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
-    "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
+    "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],

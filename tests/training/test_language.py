@@ -241,8 +241,7 @@ def test_noise_in_a_history_is_codes_of_the_same_level():
     before = v.image_ids(torch.ones(2, 2, dtype=torch.long), torch.ones(4, 4, dtype=torch.long), with_tag=False)
     sources = 0
     for number in range(40):
-        torch.manual_seed(number)
-        noised = here._noised(true, before)
+        noised = here._noised(true, before, torch.Generator().manual_seed(number))
         marks = true < v.level0_range[0]
         assert torch.equal(noised[marks], true[marks])
         for first, stop in (v.level0_range, v.level1_range):
@@ -278,10 +277,10 @@ def test_the_words_of_prompts_are_learned_too():
 
 
 def test_selection_costs_by_hand():
-    scores, meant = torch.tensor([0.0, torch.inf, -torch.inf]), torch.tensor([1.0, 0.0])
-    costs = _selection_costs(scores[:1], meant)
+    meant, asked = torch.tensor([[1.0], [0.0]]), torch.tensor([True])
+    costs = _selection_costs(torch.tensor([[0.0]]), meant, asked)
     assert costs.flatten().tolist() == pytest.approx([0.6931, 0.6931], abs=1e-4)
-    sure = _selection_costs(torch.tensor([20.0, -20.0]), meant)
+    sure = _selection_costs(torch.tensor([[20.0], [-20.0]]), meant, asked)
     assert sure[0, 0] < 1e-6 and sure[1, 1] < 1e-6  # selected and meant, neither: free
     assert sure[0, 1] == pytest.approx(20, rel=1e-4) and sure[1, 0] == pytest.approx(20, rel=1e-4)
 

@@ -51,7 +51,7 @@ def _reason_seg(root: Path, folder: str, picture: Path) -> dict[str, Any]:
         "info": {"image_id": picture.stem},
     }
     try:
-        found = read_labelme(root / notes)
+        found = read_labelme((root / notes).read_bytes(), str(root / notes))
         texts = found["text"] if isinstance(found["text"], list) else [found["text"]]
         record["text"] = str(texts[0]).strip()
         record["info"]["is_sentence"] = bool(found.get("is_sentence"))
