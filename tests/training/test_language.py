@@ -226,7 +226,8 @@ def test_a_noised_history_is_read_and_the_true_codes_are_still_to_be_written():
         recipe = replace(RECIPE, options={"size": SIZE, "mixture": {**EDITS, "edits": 4.0, "history_noise": noise}})
         here = Recorded(parts(), recipe)
         torch.manual_seed(0)
-        here.loss(here.batch(0), 0)
+        for step in range(4):
+            here.loss(here.batch(step), step)
     assert not any(changed.any() for changed in read[0.0])
     wrong = torch.cat([changed[here] for changed, here in zip(read[1.0], asked[1.0], strict=True)]).float().mean()
     assert 0.2 < wrong < 0.9  # some rows in part, some as a whole

@@ -167,7 +167,7 @@ class LanguageObjective:
         batch = batch.to(next(self.components.language_model.parameters()).device)
         encoding = self._encode(batch) if len(batch.pixel_values) or batch.counts else None
         regions = None
-        if len(batch.regions):
+        if len(batch.regions) and isinstance(encoding, FocusImageEncoding):
             vision = encoding.vision
             regions = self.components.vision_encoder.region_tokens(
                 vision.feature_maps, vision.image_features, batch.regions, batch.region_images
@@ -292,7 +292,7 @@ class LanguageObjective:
             if ignored is not None and len(targets):
                 out_of_it = F.interpolate(ignored[:, None], size=targets.shape[-2:])[source, 0] > 0.5
                 # Nothing is to be learned there: as if predicted right, whatever was.
-                logits = torch.where(out_of_it, (targets > 0.5).to(logits) * 40 - 20, logits)
+                logits = torch.where(out_of_it, torch.logit(targets.float(), eps=1e-4).to(logits.dtype), logits)
             bce, dice = mask_loss(logits, targets)
             terms.add("bce", bce, len(targets), weight)
             terms.add("dice", dice, len(targets), weight)

@@ -195,9 +195,10 @@ class _Part:
 
 @dataclass
 class _Found:
-    """What a sample says of its picture: the objects meant, their conditions, and pixels that do not count."""
+    """What a sample says of its picture: the objects meant and what it calls them, their conditions, pixels that do not count."""
 
     targets: list[int] = field(default_factory=list)
+    labels: dict[int, str] = field(default_factory=dict)
     conditions: list[int] | None = None
     ignored: torch.Tensor | None = None
     regions: list[np.ndarray] = field(default_factory=list)
@@ -232,7 +233,7 @@ class _View:
         for index, other in enumerate(self._masks):
             there = other > 0.5
             if (inside & there).sum() > SAME_OBJECT * (inside | there).sum():
-                if label != UNNAMED:
+                if self._labels[index] == UNNAMED:
                     self._labels[index] = label
                 return index
         self._masks.append(placed)
@@ -244,8 +245,8 @@ class _View:
     def prepare(self, sample: Sample, frame: int) -> _Found:
         """Enter the objects of a sample."""
         query, truth, found = sample.query, sample.truth, _Found()
-        if self.placement is None and query.task not in ("text", "answer"):
-            raise ValueError(f"a sample of the task {query.task!r} has one picture, this one has {len(query.images)}")
+        if self.placement is None and (query.task not in ("text", "answer") or query.regions):
+            raise ValueError(f"what is asked here is asked of one picture, not of {len(query.images)}")
         if truth.masks is not None:
             masks = truth.masks[:, frame] if query.task == "clip" else truth.masks
             labels = truth.labels or (UNNAMED,) * len(masks)
@@ -260,6 +261,8 @@ class _View:
                 raise ValueError(f"the label {strange!r} is none of the names that are asked for")
             for i in there:
                 number = self._object(masks[i], labels[i])
+                if labels[i] != UNNAMED:
+                    found.labels[number] = labels[i]
                 if regions is None:
                     pairs.append((number, query.names.index(labels[i]) if query.names else 0))
                 elif len(query.regions) == len(masks):
@@ -270,14 +273,14 @@ class _View:
             found.targets, conditions = [number for number, _ in pairs], [condition for _, condition in pairs]
             found.conditions = conditions if max(len(query.names), len(regions or ()), 1) > 1 else None
             found.regions = regions or []
-        elif query.regions:
+        elif query.regions and self.placement is not None:
             found.regions = [region.rasterize(*self.placement.source) for region in query.regions]
         if truth.ignored is not None and truth.ignored.any():
             found.ignored = self._place(truth.ignored, "any") > 0
         return found
 
     def _regions(self, query: Any, masks: np.ndarray, there: list[int], frame: int) -> list[np.ndarray] | None:
-        """Regions bool [h, w] of a prompt about regions, None of another; in a clip's other frames they are drawn from the truth."""
+        """Regions bool [h, w] of a prompt about regions, None of another; in other frames of a clip they are drawn anew."""
         if not query.regions or query.task not in ("region", "clip") or (query.task == "clip" and query.text):
             return None
         if query.task == "region" or len(query.regions) != len(masks):
@@ -310,7 +313,7 @@ class _View:
                 return  # nothing that was pointed at is in this frame
             given = {CLASS: list(query.names), INTERACTIVE: None}.get(task, query.text)
             parts = self.style.suffix(
-                task, text=given, num_regions=len(found.regions), answer=self._answer(task, found.targets)
+                task, text=given, num_regions=len(found.regions), answer=self._answer(task, found)
             )
             self.batches.check(parts)
             region = self._add_regions(found.regions) if found.regions else None
@@ -329,20 +332,21 @@ class _View:
             self.part.region_images.append(self.image)
         return first
 
-    def _names(self, targets: Sequence[int]) -> str:
-        """Labels from left to right."""
+    def _names(self, targets: Sequence[int], labels: dict[int, str]) -> str:
+        """Labels from left to right: the sample's own, or what other samples call these objects."""
 
         def middle(number: int) -> float:
             columns = self._masks[number].sum(0)
             return float((columns * torch.arange(len(columns))).sum() / columns.sum())
 
-        return ", ".join(self._labels[i] for i in sorted(dict.fromkeys(targets), key=middle)) or NO_TARGET
+        ordered = sorted(dict.fromkeys(targets), key=middle)
+        return ", ".join(labels.get(i, self._labels[i]) for i in ordered) or NO_TARGET
 
-    def _answer(self, task: str, targets: Sequence[int]) -> list[PromptPart]:
+    def _answer(self, task: str, found: _Found) -> list[PromptPart]:
         """Names and masks; now and then the names of another object, which are read and not learned (`Mixture.name_noise`)."""
         if not self._masks or self.rng.random() >= self.batches.mixture.name_noise:
-            return build_answer(task, self._names(targets))
-        names, *rest = build_answer(task, self._names([int(self.rng.integers(len(self._masks)))]))
+            return build_answer(task, self._names(found.targets, found.labels))
+        names, *rest = build_answer(task, self._names([int(self.rng.integers(len(self._masks)))], {}))
         return [replace(names, is_answer=False), *rest]
 
     def _words(self, sample: Sample, found: _Found) -> None:
@@ -374,7 +378,7 @@ class _View:
         if change is None and truth.masks is not None and truth.masks.any():
             change = dilate(truth.masks.any(axis=0), 2)
         if change is not None and change.any() and found.targets:
-            answer = build_answer(EDIT, self._names(found.targets), masks=True, codes=False)
+            answer = build_answer(EDIT, self._names(found.targets, found.labels), masks=True, codes=False)
             parts = self.style.suffix(EDIT, text=query.text, answer=answer)
             self.batches.check(parts)
             place = self._place(change, "any").float()
