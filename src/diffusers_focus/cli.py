@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | data | convert | info`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -223,6 +223,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
+
+    data = command("data", _data, "turn a published data set into samples to train on and to measure with")
+    data.add_argument("format", metavar="FORMAT", help="such as refcoco, llava, davis; an unknown name lists them all")
+    data.add_argument("--from", dest="source", metavar="DIR", help="folder of the data set, as its authors publish it")
+    data.add_argument("--to", dest="target", required=True, metavar="DIR", help="folder of the samples")
+    data.add_argument("--split", metavar="NAME", help="split; of lists the name of their file (default: train)")
+    data.add_argument("--split-by", metavar="WHO", help="whose splits: unc, google or umd (default: the usual one)")
+    data.add_argument(
+        "--count", type=_positive, metavar="N", help="only the first so many samples; scenes of the world"
+    )
+    data.add_argument("--seed", type=_seed, default=0, metavar="N", help="first scene of the world (default: 0)")
+    data.add_argument("--shards", action="store_true", help="write tar files instead of a folder")
+    data.add_argument(
+        "--per-shard", type=_positive, default=1000, metavar="N", help="pictures of a tar file (default: 1000)"
+    )
 
     convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
     add_conversions(convert, _Parser)
@@ -491,6 +506,25 @@ def _train(args: argparse.Namespace) -> None:
         threads=args.threads,
         overrides=overrides,
     )
+
+
+def _data(args: argparse.Namespace) -> None:
+    from .data.convert import FORMATS, convert_data, write_world
+
+    options = {"shards": args.shards, "per_shard": args.per_shard}
+    if args.format == "world":
+        done = write_world(args.target, range(args.seed, args.seed + (args.count or 200)), **options)
+    elif args.format not in FORMATS:
+        raise ValueError(f"unknown format {args.format!r}; choose from world, {', '.join(FORMATS)}")
+    elif args.source is None:
+        raise ValueError(f"{args.format} needs its files: give --from DIR")
+    else:
+        chosen = {"split": args.split, "split_by": args.split_by, "count": args.count}
+        done = convert_data(args.format, args.source, args.target, **chosen, **options)
+    print(f"{done.written} samples")
+    if done.left_out:
+        print(f"left out: {done.left_out} that are no samples, the first {done.problems[0]}")
+    print(args.target)
 
 
 def _eval(args: argparse.Namespace) -> None:

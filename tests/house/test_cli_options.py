@@ -35,6 +35,9 @@ FROZEN = {
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
     ],
+    "data": [
+        *["FORMAT", "--count", "--from", "--per-shard", "--seed", "--shards", "--split", "--split-by", "--to"],
+    ],
     "convert": [],
     "convert illume-plus": [
         *["--decoder", "--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--tokenizer", *CONVERSION],

@@ -143,7 +143,7 @@ def _pictures(line: bytes) -> Any:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> int:
-    """Write records as a JSONL file, which is complete or not there at all.
+    """Write records as a JSONL file, which is complete or not there at all; its folder is made where it is missing.
 
     Returns:
         How many there are.
@@ -152,6 +152,7 @@ def write_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) ->
         ValueError: a record does not fit its task; an old file stays as it is.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
     try:
