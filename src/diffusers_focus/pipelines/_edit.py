@@ -23,6 +23,7 @@ from ..steps.arguments import (
     generator_list,
     token_resolution,
 )
+from ..steps.cropping import crop_edits, paste_back
 from ..steps.editing import (
     EditPlace,
     check_place,
@@ -31,6 +32,7 @@ from ..steps.editing import (
     edit_places,
     edit_prompts,
     generation_codes,
+    negative_prompts,
     warn_untrained,
 )
 from ..steps.encode import single_images
@@ -116,6 +118,8 @@ class FocusEditMixin(FocusSegmentMixin):
         preserve_background: bool = True,
         mask_dilation: int | None = None,
         mask_blur: int | None = None,
+        padding_mask_crop: int | None = None,
+        negative_prompt: str | list[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -146,6 +150,10 @@ class FocusEditMixin(FocusSegmentMixin):
             preserve_background: keep every pixel outside the soft edit mask; False returns what the decoder made of it all.
             mask_dilation: pixels to grow the edit mask by, in place of the pipeline's own rule.
             mask_blur: reach of its soft edge in pixels of the image.
+            padding_mask_crop: edit only the part of the image around the edit mask, with at least so many pixels on every side,
+                at the model's full resolution, and paste it back; None edits the whole image. For small things in large images.
+            negative_prompt: what the visual tokens are guided away from, in place of the empty prompt; a list has one for each
+                prompt. Of no effect where `token_guidance_scale` is 1.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
@@ -191,7 +199,7 @@ class FocusEditMixin(FocusSegmentMixin):
         steps = config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self._check_call(
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
-            mask_dilation, mask_blur,
+            mask_dilation, mask_blur, padding_mask_crop,
         )  # fmt: skip
         if not self._warned:  # once is enough
             self._warned = True
@@ -203,25 +211,36 @@ class FocusEditMixin(FocusSegmentMixin):
             config, token_guidance_scale=token_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
         options["start_tokens"] = self._token_bar
-        encoding, places, images, edit_masks = None, None, [], []
+        encoding, places, images, edit_masks, whole = None, None, [], [], None
         if image is None:
             size = token_resolution(self.image_processor, height, width)
             texts = as_list(prompt, "prompt") or [prompt]
             descriptions = [text for text in texts for _ in range(num_images_per_prompt)]
             generator = generator_list(generator, len(descriptions))
+            options["negative"] = negative_prompts(negative_prompt, len(texts), num_images_per_prompt)
             codes = generation_codes(self, descriptions, size, generator=generator, **options)
         else:
             encoding = single_images(self.encode_image(image), "An edit")
             size = token_resolution(self.image_processor, height, width, encoding.size)
             once = edit_prompts(self, encoding, prompt, config, target=target, region=region, mask_image=mask_image)
             generator = generator_list(generator, len(once) * num_images_per_prompt)
+            options["negative"] = negative_prompts(negative_prompt, len(once), num_images_per_prompt)
             places = edit_places(self, encoding, once, config, mask_dilation=mask_dilation)
+            once_masks = [place.edit_mask for place in places]
+            if padding_mask_crop is not None:
+                blur = {"feather": config.mask_feather, "mask_blur": mask_blur}
+                crops = crop_edits(self, encoding, once, places, padding_mask_crop, **blur)
+                pasted = [(one.image, box) for one, box in zip(once, crops.boxes) for _ in range(num_images_per_prompt)]
+                whole = (encoding, *zip(*pasted))
+                encoding, once, once_masks = crops.encoding, crops.prompts, crops.masks
+                size = token_resolution(self.image_processor, height, width, encoding.size)
             prompts = [one for one in once for _ in range(num_images_per_prompt)]
             images = [one.image for one in prompts]
-            edit_masks = [place.edit_mask for place in places for _ in range(num_images_per_prompt)]
+            edit_masks = [mask for mask in once_masks for _ in range(num_images_per_prompt)]
             if preserve_background and output_type != "latent" and not any(mask.any() for mask in edit_masks):
                 self.maybe_free_model_hooks()
-                unchanged = composite.own_pixels(self, encoding, images)
+                unchanged = composite.own_pixels(self, whole[0], whole[1]) if whole else None
+                unchanged = unchanged or composite.own_pixels(self, encoding, images)
                 return self._edit_output(unchanged, places, output_type, return_dict)
             codes = edit_codes(self, encoding, prompts, edit_masks, generator=generator, **options)
         tokens = denoise.token_map(self, *codes).to(device)
@@ -269,6 +288,8 @@ class FocusEditMixin(FocusSegmentMixin):
             mask_blur=mask_blur,
             preserve_background=preserve_background,
         )
+        if whole is not None:
+            results = paste_back(self, *whole, results)
         return self._edit_output(results, places, output_type, return_dict)
 
     # -- parts of a call -------------------------------------------------------------------------------------------------
@@ -287,10 +308,13 @@ class FocusEditMixin(FocusSegmentMixin):
         per_prompt,
         dilation,
         blur,
+        crop,
     ) -> None:
         check_place(prompt, target, region)
         if image is None:
-            for name, value in (("target", target), ("region", region), ("mask_image", mask_image)):
+            for name, value in (
+                ("target", target), ("region", region), ("mask_image", mask_image), ("padding_mask_crop", crop),
+            ):  # fmt: skip
                 if value is not None:
                     raise ValueError(
                         f"{name} is about an image, but image is None. Pass the image to edit, or leave {name} out."
@@ -301,7 +325,7 @@ class FocusEditMixin(FocusSegmentMixin):
                 )
         check_count(steps, "num_inference_steps")
         check_count(per_prompt, "num_images_per_prompt")
-        for name, value in (("mask_dilation", dilation), ("mask_blur", blur)):
+        for name, value in (("mask_dilation", dilation), ("mask_blur", blur), ("padding_mask_crop", crop)):
             if value is not None:
                 check_count(value, name, least=0)
         check_strength(strength)
