@@ -204,7 +204,7 @@ def write_davis(root: Path, clips: tuple[str, ...] = ("bear", "camel"), frames: 
             save_map(root / "Annotations" / "480p" / clip / f"{frame:05d}.png", davis_map(frame))
             path = root / "JPEGImages" / "480p" / clip / f"{frame:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.repeat(davis_map(frame)[..., None] * 90, 3, axis=-1)).save(path)
+            Image.fromarray(np.repeat(davis_map(frame)[..., None] * 90, 3, axis=-1)).save(path, format="PNG")
 
 
 def write_pope(root: Path) -> None:

@@ -265,6 +265,76 @@ def test_the_lines_of_another_run_are_refused_and_stay(tmp_path):
     ).read_text() == "my notes\n"
 
 
+class Follows(SeesColours):
+    """Finds the grey levels of davis_map: what a text names, what was pointed at, or all of it by class."""
+
+    def segment_clip(self, frames, target=None, region=None, classes=None):
+        levels = {"first": 90, "right": 90, "second": 180, "leaves": 180, "hand": 90, "elephant": 7}
+        pictures = np.stack([np.asarray(frame)[..., 0] for frame in frames])
+        if target is not None:
+            self.asked.append(target)
+            wanted = [value for word, value in levels.items() if word in target]
+            labels = ["" for _ in wanted]
+        elif region is not None:
+            ((start, regions),) = region.items()
+            wanted = [int(np.median(pictures[start][one.rasterize(*pictures.shape[1:])])) for one in regions]
+            labels = ["" for _ in wanted]
+        else:
+            labels = [name for name in classes if name != "elephant"]
+            wanted = [{"runner": 90, "leaver": 180}[name] for name in labels]
+        masks = np.roll(np.stack([pictures == value for value in wanted]), self.reach, axis=-1)
+        scores = masks.any(axis=(2, 3)).astype(np.float32)
+        return SimpleNamespace(masks=masks, scores=scores, labels=labels)
+
+
+def test_clips_are_followed_and_scored(tmp_path):
+    published.write_davis(tmp_path / "davis")
+    published.write_expressions(tmp_path / "ref")
+    published.write_revos(tmp_path / "revos")
+    for name, folder in (("davis", "davis"), ("ref-davis", "ref"), ("ref-youtube-vos", "ref")):
+        result = run_benchmark(Follows(), name, tmp_path / folder, tmp_path / f"{name}.json", progress=False)
+        found = values(result)
+        assert (found["J&F"], found["J"], found["F"]) == (1.0, 1.0, 1.0), name
+        moved = run_benchmark(Follows(reach=3), name, tmp_path / folder, tmp_path / f"{name}-3.json", progress=False)
+        assert 0.4 < values(moved)["J"] < 0.95
+    result = run_benchmark(Follows(), "revos", tmp_path / "revos", tmp_path / "revos.json", progress=False)
+    found = values(result)
+    assert found["J referring"] == found["J no target"] == 1.0 and 0.3 < found["J reasoning"] < 1  # one of two objects
+    assert found["J&F"] == pytest.approx((found["J&F referring"] + found["J&F reasoning"]) / 2)
+
+
+def test_finished_results_of_expressions_are_scored(tmp_path):
+    published.write_expressions(tmp_path)
+    for video in ("0a1b", "ff00"):
+        for expression, number in (("0", 1), ("1", 1), ("2", 2), ("3", 2)):
+            for frame in range(6):
+                mask = (published.davis_map(frame) == number).astype(np.uint8) * 255
+                path = tmp_path / "mine" / video / expression / f"{5 * frame:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(path)
+    result = run(None, "ref-davis", tmp_path, tmp_path, predictions=tmp_path / "mine")
+    assert values(result) == {"J&F": 1.0, "J": 1.0, "F": 1.0} and result["samples"] == 8
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="00025.png"):
+        run_benchmark(None, "ref-davis", tmp_path, tmp_path / "b.json", predictions=tmp_path / "mine", progress=False)
+
+
+def test_tubes_of_youtube_vis_from_a_pipeline_and_from_a_file(tmp_path):
+    pytest.importorskip("pycocotools")
+    published.write_youtube_vis(tmp_path)
+    result = run(Follows(), "youtube-vis", tmp_path, tmp_path)
+    assert values(result) == {"mAP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR1": 1.0, "AR10": 1.0}
+    rows = json.loads((tmp_path / "valid.json").read_text())["annotations"]
+    rows = [{"score": 0.9, **{k: row[k] for k in ("video_id", "category_id", "segmentations")}} for row in rows[:3]]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    found = run_benchmark(
+        None, "youtube-vis", tmp_path, tmp_path / "b.json", predictions=tmp_path / "results.json", progress=False
+    )
+    assert values(found)["mAP"] == pytest.approx(0.75, abs=0.01)  # one of two leavers is missing
+    with pytest.raises(ValueError, match="cannot follow"):
+        run_benchmark(SeesColours(), "youtube-vis", tmp_path, tmp_path / "c.json", progress=False)
+
+
 def test_damaged_pictures_are_counted_and_enter_no_figure(tmp_path):
     published.write_refer(tmp_path)
     pictures = sorted(tmp_path.rglob("*.jpg"))
@@ -335,7 +405,7 @@ def status(*argv) -> int:
         (["refcoco"], "give --data"),
         (["refcoco", "--data", ".", "--tasks", "referring"], "--tasks belong"),
         (["--data", "."], "name it"),
-        (["davis", "--data", "."], "--predictions|predictions"),
+        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips only"),
         (["refcoco", "--data", "missing"], "no folder"),
         (["refcoco", "--data", ".", "--protocol", "both"], "sentence, merged"),
         (["refcoco", "--data", ".", "--split", "testC"], "testA, testB"),

@@ -86,11 +86,15 @@ def test_what_is_not_found_leaves_the_whole_image_alone(pipe):
 
 def test_negative_prompts_steer_the_tokens_only_with_guidance(pipe):
     def codes(**options):
-        return pipe.generate("a red circle", generator=seeded(), output_type="np", num_inference_steps=1, **options).images
+        return pipe.generate(
+            "a red circle", generator=seeded(), output_type="np", num_inference_steps=1, **options
+        ).images
 
     guided = codes(token_guidance_scale=3.0)
     assert not np.array_equal(guided, codes(token_guidance_scale=3.0, negative_prompt="a blue star"))
     assert np.array_equal(guided, codes(token_guidance_scale=3.0, negative_prompt=""))
-    assert np.array_equal(codes(token_guidance_scale=1.0), codes(token_guidance_scale=1.0, negative_prompt="a blue star"))
+    assert np.array_equal(
+        codes(token_guidance_scale=1.0), codes(token_guidance_scale=1.0, negative_prompt="a blue star")
+    )
     with pytest.raises(ValueError, match="2 texts for 1 prompts"):
         codes(negative_prompt=["a", "b"])

@@ -346,7 +346,9 @@ def pushed_card(folder: Path, repo_id: str, cls: type, variant: str | None, orig
             "pipe.load_components()",
             *(_MODULAR_TASKS[task] for task in tasks),
         ]
-        use = f"It runs the blocks `{index['_blocks_class_name']}` of modular diffusers; `print(pipe.blocks)` shows them."
+        use = (
+            f"It runs the blocks `{index['_blocks_class_name']}` of modular diffusers; `print(pipe.blocks)` shows them."
+        )
         inside = f"{component_table(folder)}\n\n{what_is_trained(folder)}"
     elif index is not None:
         tag, tags, tasks = _pipeline_tags(index, cls)

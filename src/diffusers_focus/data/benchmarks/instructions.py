@@ -1,6 +1,6 @@
 """Conversations and edits, read from the files their authors publish, as records of samples.py ("answer", "text", "edit").
 
-Formats: haotian-liu/LLaVA (Liu et al. 2023; also ShareGPT4V, M4-Instruct and other sets in its JSON), timothybrooks/instruct-pix2pix
+Formats: haotian-liu/LLaVA (Liu et al. 2023; also ShareGPT4V, M4-Instruct and others in its JSON), timothybrooks/instruct-pix2pix
 (Brooks et al. 2023) and lists of edits with the names of their pictures (MagicBrush, UltraEdit, SEED-Edit and others).
 
     LLaVA              FILE.json, a list of {"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}; pictures

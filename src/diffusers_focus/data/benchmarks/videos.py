@@ -145,7 +145,7 @@ def _youtube_vis(file: Path, found: Any, pictures: str) -> Iterator[dict[str, An
                 "key": str(video["id"]),
                 "images": [f"{pictures}/{name}" for name in video["file_names"]],
                 "names": list(names.values()),
-                "info": {"image_id": video["id"]},
+                "info": {"image_id": video["id"], "categories": list(names)},
             }
             if found.get("annotations") is None:
                 record["info"]["problem"] = f"there are no annotations in {file.name}; a server keeps them"
