@@ -221,7 +221,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive)",
     )
-    evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
+    evaluate.add_argument("--predictions", metavar="DIR", help="score finished results of clips in a folder")
+    evaluate.add_argument(
+        "--gallery", type=_positive, metavar="N", help="draw so many of the worst samples as a picture"
+    )
+    evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share a benchmark (default: 1)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
 
     data = command("data", _data, "turn a published data set into samples to train on and to measure with")
@@ -533,8 +537,11 @@ def _eval(args: argparse.Namespace) -> None:
         _eval_benchmark(args, target)
         return
     foreign = [
-        name for name in ("data", "split", "split_by", "protocol", "predictions") if getattr(args, name) is not None
+        name
+        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery")
+        if getattr(args, name) is not None
     ]
+    foreign += ["processes"] if args.processes > 1 else []
     if foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
@@ -555,20 +562,48 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
     if args.data is None:
         raise ValueError(f"{args.benchmark} needs its files: give --data DIR")
-    result = run_benchmark(
-        _find_pipeline(args.pipeline) if args.predictions is None else None,
-        args.benchmark,
-        args.data,
-        target,
-        split=args.split,
-        split_by=args.split_by,
-        protocol=args.protocol,
-        count=args.count,
-        predictions=args.predictions,
-        loader=_load_evaluated,
-    )
+    options = {
+        "split": args.split,
+        "split_by": args.split_by,
+        "protocol": args.protocol,
+        "count": args.count,
+        "predictions": args.predictions,
+    }
+    asked = _find_pipeline(args.pipeline) if args.predictions is None else None
+    arguments = (asked, args.benchmark, args.data, str(target), options)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))  # by accelerate or torchrun
+    if launched > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=True)
+        _eval_part(arguments, state.process_index, launched)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return
+    elif args.processes > 1:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        shares = [(arguments, index, args.processes) for index in range(args.processes)]
+        children = [context.Process(target=_eval_part, args=share) for share in shares]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        # What a process left undone is asked below, and what stopped it told there.
+    result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)
+
+
+def _eval_part(arguments: tuple[Any, ...], index: int, count: int) -> None:
+    """One process's share of a benchmark."""
+    import torch
+
+    from .evaluation.benchmarks import run_benchmark
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    run_benchmark(*arguments[:4], **arguments[4], part=(index, count), loader=_load_evaluated)
 
 
 def _load_evaluated(folder: str) -> Any:

@@ -335,6 +335,62 @@ def test_tubes_of_youtube_vis_from_a_pipeline_and_from_a_file(tmp_path):
         run_benchmark(SeesColours(), "youtube-vis", tmp_path, tmp_path / "c.json", progress=False)
 
 
+def test_processes_share_a_run_and_one_of_them_may_die(tmp_path):
+    published.write_refer(tmp_path)
+    one = run_benchmark(SeesColours(2), "refcoco", tmp_path, tmp_path / "one.json", progress=False)
+    shared = tmp_path / "shared.json"
+    first = SeesColours(2)
+    done = run_benchmark(first, "refcoco", tmp_path, shared, part=(0, 3), batch_size=2, progress=False)
+    assert done["asked_now"] == len(first.asked) == 4
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(
+            SeesColours(2, dies_after=2), "refcoco", tmp_path, shared, part=(1, 3), batch_size=2, progress=False
+        )
+    again = SeesColours(2)
+    assert run_benchmark(again, "refcoco", tmp_path, shared, part=(1, 3), progress=False)["asked_now"] == 2
+    rest = SeesColours(2)
+    result = run_benchmark(rest, "refcoco", tmp_path, shared, progress=False)  # nobody did the third part
+    assert len(rest.asked) == 4 and result["figures"] == one["figures"]
+    assert sorted(p.name for p in tmp_path.glob("shared*")) == ["shared.json", "shared.jsonl"]
+    assert run_benchmark(SeesColours(2), "refcoco", tmp_path, shared, progress=False)["asked_now"] == 0
+
+
+def test_the_worst_samples_are_drawn(tmp_path):
+    published.write_refer(tmp_path)
+
+    class Misses(SeesColours):
+        """Finds nothing where green is meant."""
+
+        def _masks(self, picture, names):
+            return super()._masks(picture, [name for name in names if name != "green"])
+
+    result = run(Misses(), "refcoco", tmp_path, tmp_path, gallery=3)
+    assert result["gallery"] == 3
+    sheet = np.asarray(Image.open(tmp_path / "metrics.gallery.png").convert("RGB")).astype(int)
+    assert sheet.shape[0] > 3 * 240 and sheet.shape[1] >= 480
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]
+    bad = [row["key"] for row in map(json.loads, lines) if row["iou"] < 1]
+    assert len(bad) == 4
+    # The true masks are painted over green (20, 170, 20), half and half; the found ones are empty.
+    assert (np.abs(sheet - (10, 180, 40)).max(-1) < 12).sum() > 1000
+
+
+def test_galleries_of_answers_and_clips(tmp_path):
+    published.write_pope(tmp_path)
+    published.write_expressions(tmp_path / "ref")
+
+    class SaysYes(SeesColours):
+        def understand(self, images, texts, region=None):
+            return SimpleNamespace(text=["yes \u2713" for _ in texts])
+
+    result = run(SaysYes(), "pope", tmp_path, tmp_path, gallery=10)
+    assert result["gallery"] == 3 and Image.open(tmp_path / "metrics.gallery.png").height > 3 * 240
+    clips = run_benchmark(
+        Follows(reach=4), "ref-davis", tmp_path / "ref", tmp_path / "clips.json", gallery=2, progress=False
+    )
+    assert clips["gallery"] == 2 and Image.open(tmp_path / "clips.gallery.png").width > 3 * 240
+
+
 def test_damaged_pictures_are_counted_and_enter_no_figure(tmp_path):
     published.write_refer(tmp_path)
     pictures = sorted(tmp_path.rglob("*.jpg"))

@@ -33,7 +33,7 @@ FROZEN = {
     "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
-        *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
+        *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
     ],
     "data": [
         *["FORMAT", "--count", "--from", "--per-shard", "--seed", "--shards", "--split", "--split-by", "--to"],

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ..data.benchmarks import questions, refer, segmentation, videos
 from ..data.folders import SampleFolder
 from ..data.samples import Query, Truth, names_of, read_query, read_truth
+from .gallery import write_gallery
 from .run import hardware, versions, write_json
 from .scores import SCORERS
 from .video_scores import read_expression_masks, read_object_maps, tube_reader
@@ -112,10 +113,14 @@ def run_benchmark(
     count: int | None = None,
     predictions: str | os.PathLike | None = None,
     batch_size: int = BATCH_SIZE,
+    gallery: int = 0,
+    part: tuple[int, int] | None = None,
     loader: Callable[[str], Any] | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Measure a pipeline on a benchmark.
+
+    Several processes share a run: each calls with its `part`, and when they are done, one calls without.
 
     Args:
         pipeline: a loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`; None with `predictions`.
@@ -127,11 +132,14 @@ def run_benchmark(
         count: only the first so many samples. A later run with more goes on from them.
         predictions: a folder of finished results of clips in place of a pipeline's (see the readers in video_scores.py).
         batch_size: samples a call.
+        gallery: draw so many of the worst samples beside the result, with the ending .gallery.png.
+        part: (index, number of processes): answer every so-manieth sample into a file of lines of this process, and stop there.
         loader: turns the folder into a pipeline; called once there is something to ask.
         progress: show a progress bar; None does so on a terminal.
 
     Returns:
-        What is written: benchmark, settings, samples, skipped, problems, figures, seconds, hardware, versions, date.
+        What is written: benchmark, settings, samples, skipped, problems, figures, seconds, hardware, versions, date. Of a part
+        the number of samples asked.
 
     Raises:
         ValueError: an unknown name or setting; damaged files; lines of another run; no sample that can be read.
@@ -152,9 +160,15 @@ def run_benchmark(
     keys = names_of(records)
     asked = predictions if predictions is not None else pipeline
     head = {"benchmark": name, **settings, "asked": _identity(asked)}
-    lines = _Lines(target.with_suffix(".jsonl"), head)
+    file = target.with_suffix(".jsonl")
+    lines = _Lines(file if part is None else file.with_suffix(f".{part[0]}-of-{part[1]}.jsonl"), head)
+    known = dict(lines.rows)  # and what other processes, or an earlier run by itself, have done
+    others = sorted(target.parent.glob(f"{target.stem}.*-of-*.jsonl"))
+    for other in (file, *others) if part is not None else others:
+        known.update(_Lines(other, head).rows)
     start = time.perf_counter()
-    todo = [(key, record) for key, record in zip(keys, records) if key not in lines.rows]
+    pairs = list(zip(keys, records))[slice(None) if part is None else slice(part[0], None, part[1])]
+    todo = [(key, record) for key, record in pairs if key not in known]
     if predictions is not None:
         answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(
             root, Path(predictions), benchmark.scorer
@@ -168,13 +182,21 @@ def run_benchmark(
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     if benchmark.scorer in _READERS:
         batch_size = 1  # the frames of one clip are enough to hold
-    with lines, tqdm(total=len(keys), initial=len(keys) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
+    with lines, tqdm(total=len(pairs), initial=len(pairs) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
         for first in range(0, len(todo), batch_size):
-            part = todo[first : first + batch_size]
-            rows = answer([record for _, record in part])
-            lines.add([{"key": key, **row} for (key, _), row in zip(part, rows, strict=True)])
-            bar.update(len(part))
+            now = todo[first : first + batch_size]
+            rows = answer([record for _, record in now])
+            lines.add([{"key": key, **row} for (key, _), row in zip(now, rows, strict=True)])
+            bar.update(len(now))
 
+    if part is not None:
+        return {"benchmark": name, "part": list(part), "asked_now": len(todo)}
+    missing = [key for key in keys if key not in lines.rows]
+    if missing:  # they are in the files of processes
+        with lines:
+            lines.add([known[key] for key in missing])
+    for other in others:
+        other.unlink()
     rows = [lines.rows[key] for key in keys]
     good = [row for row in rows if "skipped" not in row]
     problems = [f"{row['key']}: {row['skipped']}" for row in rows if "skipped" in row]
@@ -195,6 +217,9 @@ def run_benchmark(
         "hardware": hardware(None if predictions is not None or not todo else pipeline),
         "versions": versions(),
     }
+    if gallery:
+        by_key = dict(zip(keys, records))
+        result["gallery"] = write_gallery(target.with_suffix(".gallery.png"), good, by_key, root, gallery)
     write_json(target, result)
     return result
 
@@ -212,9 +237,8 @@ def _checked(
         raise ValueError(
             f"{name} has no protocol {protocol!r}; " + (f"choose from {allowed}." if allowed else "leave it out.")
         )
-    if (protocol == "class" or benchmark.scorer == "tubes") and importlib.util.find_spec(
-        "pycocotools"
-    ) is None:  # before hours are spent on asking
+    needs_coco = protocol == "class" or benchmark.scorer == "tubes"
+    if needs_coco and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
         raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
     if benchmark.scorer not in _READERS and predictions is not None:
         raise ValueError(f"Predictions are scored of clips only; {name} asks the pipeline.")
@@ -399,6 +423,7 @@ class _Lines:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._keep = self._stream.tell()
         self._stream.close()
 
     def add(self, rows: list[dict[str, Any]]) -> None:

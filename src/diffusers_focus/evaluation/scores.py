@@ -51,6 +51,7 @@ def _mask_row(prediction: dict[str, Any], truth: Truth, _: Mapping[str, Any]) ->
         "score": max((float(score) for score in prediction["scores"]), default=0.0),
         "no_target": not wanted.any(),
         "said_empty": not found.any(),
+        "found": encode_rle(found),  # for the gallery
     }
 
 

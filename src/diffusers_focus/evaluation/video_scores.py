@@ -1,6 +1,6 @@
 """Rows and figures of clips: DAVIS 2017's J and F of objects, J and F of expressions, and mAP of tubes.
 
-Paper: FOCUS (arXiv 2506.16806), tables of video segmentation. Protocols: davis2017-evaluation; that of Ref-YouTube-VOS, MeViS and ReVOS
+Paper: FOCUS (arXiv 2506.16806), tables of video segmentation. Protocols: davis2017-evaluation; that of Ref-YouTube-VOS and ReVOS
 (one answer an expression, all frames); YouTube-VIS (youtubevos/cocoapi: an object is its masks in all frames, its IoU with
 another the sum of the intersections over the sum of the unions).
 
@@ -47,7 +47,8 @@ def objects_row(prediction: dict[str, Any], truth: Truth, _: Mapping[str, Any]) 
         pairs = [(mine[t], true[t]) for t in range(1, len(true) - 1)]
         values = {"J": [metrics.iou(*p) for p in pairs], "F": [metrics.boundary_f(*p) for p in pairs]}
         rows.append({name: metrics.clip_statistics(value) for name, value in values.items()})
-    return {"objects": rows, "frames": max(0, wanted.shape[1] - 2) if len(wanted) else 0}
+    row: dict[str, Any] = {"objects": rows, "frames": max(0, wanted.shape[1] - 2) if len(wanted) else 0}
+    return row | _worst_frame(np.asarray(found, dtype=bool).any(axis=0), wanted.any(axis=0), slice(1, -1))
 
 
 def objects_figures(rows: Rows) -> dict[str, Any]:
@@ -67,6 +68,15 @@ def objects_figures(rows: Rows) -> dict[str, Any]:
     return {name: figure(values, name) for name in values[0] if name != "scene"}
 
 
+def _worst_frame(found: np.ndarray, wanted: np.ndarray, frames: slice = slice(None)) -> dict[str, Any]:
+    """The frame with the smallest IoU of bool [frames, H, W], and what was found in it, for the gallery."""
+    overlaps = [metrics.iou(a, b) for a, b in zip(found[frames], wanted[frames], strict=True)]
+    if not overlaps:
+        return {}
+    worst = range(len(found))[frames][int(np.argmin(overlaps))]
+    return {"worst_frame": worst, "found": encode_rle(found[worst])}
+
+
 # --- expressions ----------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +86,7 @@ def expression_row(prediction: dict[str, Any], truth: Truth, info: Mapping[str, 
     found = np.asarray(prediction["masks"], dtype=bool).reshape(-1, *wanted.shape).any(axis=0)
     j = float(np.mean([metrics.iou(a, b) for a, b in zip(found, wanted, strict=True)]))
     f = float(np.mean([metrics.boundary_f(a, b) for a, b in zip(found, wanted, strict=True)]))
-    return {"J": j, "F": f, "J&F": (j + f) / 2, "kind": info.get("kind", "")}
+    return {"J": j, "F": f, "J&F": (j + f) / 2, "kind": info.get("kind", ""), **_worst_frame(found, wanted)}
 
 
 def expression_figures(rows: Rows) -> dict[str, Any]:
