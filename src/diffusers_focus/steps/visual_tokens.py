@@ -70,8 +70,8 @@ def fed_positions(draw: torch.Tensor) -> torch.Tensor:
 def head_rows(head: nn.Module, hidden: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     """Logits [R, stop - first] of the ids first..stop, for hidden states [R, H].
 
-    Only those rows of a plain output head are multiplied: at 3B the head of all 284,000 ids is a sixth of the model, and the grammar
-    allows an eighth or a third of them. A head that is adapted, quantised, cast or kept elsewhere runs as a whole.
+    Only those rows of a plain output head are multiplied: at 3B the head of all 284,000 ids is a sixth of the model, and the
+    grammar allows an eighth or a third of them. A head that is adapted, quantised, cast or kept elsewhere runs as a whole.
     """
     weight = getattr(head, "weight", None)
     plain = (
@@ -83,7 +83,7 @@ def head_rows(head: nn.Module, hidden: torch.Tensor, first: int, stop: int) -> t
         and not (head._forward_hooks or head._forward_pre_hooks)
         and not any(hasattr(head, hook) for hook in ("_hf_hook", "_diffusers_hook"))  # offloading, casting
     )
-    return F.linear(hidden, weight[first:stop]) if plain else head(hidden)[:, first:stop]
+    return F.linear(hidden, head.weight[first:stop]) if plain else head(hidden)[:, first:stop]
 
 
 def write_codes(
