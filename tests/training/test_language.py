@@ -240,7 +240,8 @@ def test_a_noised_history_is_read_and_the_true_codes_are_still_to_be_written():
         recipe = replace(RECIPE, options={"size": SIZE, "mixture": {**EDITS, "edits": 4.0, "history_noise": noise}})
         here = Recorded(parts(), recipe)
         torch.manual_seed(0)
-        here.loss(here.batch(0), 0)
+        for step in range(4):
+            here.loss(here.batch(step), step)
     assert not any(changed.any() for changed in read[0.0])
     wrong = torch.cat([changed[here] for changed, here in zip(read[1.0], asked[1.0], strict=True)]).float().mean()
     assert 0.2 < wrong < 0.9  # some rows in part, some as a whole
@@ -255,8 +256,7 @@ def test_noise_in_a_history_is_codes_of_the_same_level():
     before = v.image_ids(torch.ones(2, 2, dtype=torch.long), torch.ones(4, 4, dtype=torch.long), with_tag=False)
     sources = 0
     for number in range(40):
-        torch.manual_seed(number)
-        noised = here._noised(true, before)
+        noised = here._noised(true, before, torch.Generator().manual_seed(number))
         marks = true < v.level0_range[0]
         assert torch.equal(noised[marks], true[marks])
         for first, stop in (v.level0_range, v.level1_range):
@@ -292,10 +292,10 @@ def test_the_words_of_prompts_are_learned_too():
 
 
 def test_selection_costs_by_hand():
-    scores, meant = torch.tensor([0.0, torch.inf, -torch.inf]), torch.tensor([1.0, 0.0])
-    costs = _selection_costs(scores[:1], meant)
+    meant, asked = torch.tensor([[1.0], [0.0]]), torch.tensor([True])
+    costs = _selection_costs(torch.tensor([[0.0]]), meant, asked)
     assert costs.flatten().tolist() == pytest.approx([0.6931, 0.6931], abs=1e-4)
-    sure = _selection_costs(torch.tensor([20.0, -20.0]), meant)
+    sure = _selection_costs(torch.tensor([[20.0], [-20.0]]), meant, asked)
     assert sure[0, 0] < 1e-6 and sure[1, 1] < 1e-6  # selected and meant, neither: free
     assert sure[0, 1] == pytest.approx(20, rel=1e-4) and sure[1, 0] == pytest.approx(20, rel=1e-4)
 
