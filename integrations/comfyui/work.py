@@ -47,16 +47,21 @@ def segment(
     words: str = "",
     class_names: str = "",
     points: str = "",
+    negative_points: str = "",
     box: str = "",
     scribble: str = "",
     threshold: float = 0.0,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str, str, int]:
     """Masks of each image, masks of each object, overlays, scores, descriptions and the number of objects."""
+    from diffusers_focus import Strokes
     from diffusers_focus.processing.drawing import draw_masks
 
     images, size = read_images(image), _size(image)
-    regions = read_regions(size, len(images), points=points, box=box, scribble=scribble, mask=mask)
+    pointed = {"points": points, "negative_points": negative_points, "box": box, "scribble": scribble, "mask": mask}
+    regions = read_regions(size, len(images), **pointed)
+    if regions is not None:  # several are about one object
+        regions = [Strokes(*group) if len(group) > 1 else group[0] for group in regions]
     names = read_names(class_names)
     given = {"words": words.strip(), "class_names": names, "points, box, scribble or mask": regions}
     asked = [name for name, value in given.items() if value]
@@ -98,7 +103,11 @@ def edit(
     strength: float = 1.0,
     grow: int = -1,
     feather: int = -1,
+    crop: int = -1,
+    negative: str = "",
+    control_strength: float = 1.0,
     mask: torch.Tensor | None = None,
+    control_image: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited images, and where their pixels were free to change."""
     images, instruction = read_images(image), _words("instruction", instruction)
@@ -114,10 +123,18 @@ def edit(
         "strength": strength,
         "mask_dilation": grow if grow >= 0 else None,
         "mask_blur": feather if feather >= 0 else None,
+        "padding_mask_crop": crop if crop >= 0 else None,
+        "negative_prompt": negative.strip() or None,
         "target": target.strip() or None,
         "mask_image": None if masks is None else [masks[index] for index in rows],
         "generator": _generators(seed, rows),
     }
+    if control_image is not None:
+        maps = _control_maps(control_image, image)
+        options |= {
+            "control_image": [maps[row if len(maps) > 1 else 0] for row in rows],
+            "controlnet_conditioning_scale": control_strength,
+        }
     with _named_inputs({"prompt": "instruction", "mask_image": "mask"}):
         out = pipe.edit(
             [images[row] for row in rows], instruction, output_type="pt", **options, **_sampling(steps, guidance)
@@ -152,6 +169,18 @@ def generate(
             **_sampling(steps, guidance),
         )
     return write_images(out.images)
+
+
+def _control_maps(control_image: torch.Tensor, image: torch.Tensor) -> list[Any]:
+    """Maps for a ControlNet: one for all images or one for each, of their size."""
+    maps = read_images(control_image, "control_image")
+    if _size(control_image) != _size(image) or len(maps) not in (1, len(image)):
+        raise InputError(
+            "control_image",
+            f"there are {len(maps)} of {control_image.shape[2]} x {control_image.shape[1]} pixels for {len(image)} images of "
+            f"{image.shape[2]} x {image.shape[1]}. Give one for all or one for each, of the images' size.",
+        )
+    return maps
 
 
 def _size(image: torch.Tensor) -> tuple[int, int]:
