@@ -36,6 +36,7 @@ def ask(
     """Answers, one line for each image."""
     images, question = read_images(image), _words("question", question)
     regions = read_regions(_size(image), len(images), points=points, box=box, scribble=scribble, mask=mask)
+    _require(pipe, "understand", "answer questions")
     with _named_inputs({"prompt": "question"}):
         answers = pipe.understand(images, question, regions, max_new_tokens=max_tokens).text
     return "\n".join(" ".join(answer.split()) for answer in answers) if len(answers) > 1 else answers[0]
@@ -72,6 +73,7 @@ def segment(
             f"{' and '.join(asked) or 'none'}.",
         )
     options: dict[str, Any] = {"score_threshold": threshold, "fallback_threshold": threshold} if threshold else {}
+    _require(pipe, "segment", "find objects")
     with _named_inputs({"target": "words", "classes": "class_names"}):
         found = pipe.segment(images, words.strip() or None, regions, classes=names or None, **options)
     objects = [one for masks in found.masks for one in masks]
@@ -135,6 +137,7 @@ def edit(
             "control_image": [maps[row if len(maps) > 1 else 0] for row in rows],
             "controlnet_conditioning_scale": control_strength,
         }
+    _require(pipe, "edit", "edit images")
     with _named_inputs({"prompt": "instruction", "mask_image": "mask"}):
         out = pipe.edit(
             [images[row] for row in rows], instruction, output_type="pt", **options, **_sampling(steps, guidance)
@@ -158,6 +161,7 @@ def generate(
 ) -> torch.Tensor:
     """Pictures of a description."""
     description = _words("description", description)
+    _require(pipe, "generate", "draw images")
     with _named_inputs({"prompt": "description", "This model renders": "width and height"}):
         out = pipe.generate(
             description,
@@ -191,6 +195,12 @@ def _words(name: str, text: str) -> str:
     if not text.strip():
         raise InputError(name, "it is empty. Write at least one word.")
     return text.strip()
+
+
+def _require(pipe: Any, method: str, what: str) -> None:
+    """Pipelines for one half of FOCUS lack the other half's methods."""
+    if not hasattr(pipe, method):
+        raise InputError("pipeline", f"a {type(pipe).__name__} does not {what}. Load a FocusPipeline.")
 
 
 def _generators(seed: int, rows: Any) -> list[torch.Generator]:

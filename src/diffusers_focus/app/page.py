@@ -107,7 +107,7 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                         label="instruction", placeholder="make the star blue", elem_id="instruction"
                     )
                     with gr.Row():
-                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, min_width=80)
+                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, maximum=2**53 - 1, min_width=80)
                         steps = gr.Number(
                             label="steps (0: its own)", value=0, precision=0, minimum=0, maximum=1000, min_width=80
                         )

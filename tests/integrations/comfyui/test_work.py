@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import ImageFilter
 
-from diffusers_focus import Point, Strokes
+from diffusers_focus import FocusUnderstandPipeline, Point, Strokes
 
 from integrations.comfyui import work
 from integrations.comfyui.tensors import InputError, write_pictures
@@ -129,6 +129,12 @@ def test_crop_negative_words_and_control_maps_reach_the_call():
     assert torch.allclose(edited[0].movedim(-1, 0), call.images[0], atol=1e-6)
     with pytest.raises(InputError, match="^Input control_image: there are 1 of 32 x 32 pixels for 1 images of 64 x 64"):
         work.edit(pipe, IMAGE[:1], "make it blue", control_image=edges[:, ::2, ::2], **OPTIONS)
+
+
+def test_half_a_pipeline_says_what_it_cannot_do():
+    asking = FocusUnderstandPipeline.from_pipe(shared_pipeline())
+    with pytest.raises(InputError, match="^Input pipeline: a FocusUnderstandPipeline does not edit images"):
+        work.edit(asking, IMAGE[:1], "make it blue", mask=MASK)
 
 
 def test_generated_pictures_are_those_of_their_seeds():
