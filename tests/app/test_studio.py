@@ -145,8 +145,16 @@ def test_stop_ends_an_edit_and_leaves_everything_as_it_was(studio, session):
     with pytest.raises(Stopped):
         studio.edit(session, "make it blue", steps=2, progress=stop)
     assert session.image is before and session.past == [] and session.mask is not None
-    studio.edit(session, "make it blue", steps=1)  # the next one runs
-    assert len(session.past) == 1
+    studio.edit(session, "make it blue", steps=1, crop=True)  # the next one runs
+    wanted = shared_pipeline().edit(
+        picture(),
+        "make it blue",
+        mask_image=disk_mask(),
+        num_inference_steps=1,
+        padding_mask_crop=3,
+        generator=seeded(),
+    )
+    assert len(session.past) == 1 and session.image == wanted.images[0]
 
 
 def test_questions_are_about_the_picture_or_the_mask(studio, session):

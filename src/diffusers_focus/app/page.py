@@ -112,6 +112,9 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                             label="steps (0: its own)", value=0, precision=0, minimum=0, maximum=1000, min_width=80
                         )
                         strength = gr.Number(label="strength", value=1.0, minimum=0.01, maximum=1.0, min_width=80)
+                    crop = gr.Checkbox(
+                        label="draw only the surroundings of the mask (large photographs)", elem_id="crop"
+                    )
                     with gr.Row():
                         edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=80)
                         stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
@@ -149,9 +152,10 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
             number: float,
             count: float,
             share: float,
+            near: bool,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> list[Any]:
-            options = {"seed": int(number or 0), "steps": int(count or 0), "strength": share or 1.0}
+            options = {"seed": int(number or 0), "steps": int(count or 0), "strength": share or 1.0, "crop": near}
             return act(session, lambda: studio.edit(session, text, progress=_progress(progress), **options), True)
 
         def on_stop(session: Session) -> None:
@@ -181,7 +185,7 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
         gr.on(
             [edit.click, instruction.submit],
             on_edit,
-            [state, instruction, seed, steps, strength],
+            [state, instruction, seed, steps, strength, crop],
             shown,
             **{**turns, "show_progress": "full", "show_progress_on": [status]},
         )

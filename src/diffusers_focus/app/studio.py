@@ -26,6 +26,7 @@ ADD, TAKE = "add", "take away"  # of the mask, whatever objects it holds
 MODES = (NEW, PLUS, MINUS, ADD, TAKE)
 MAX_PIXELS = 50_000_000
 VIEW = (512, 1536)  # the longer side of what the page shows: small pictures are enlarged, photographs reduced
+CROP_MARGIN = 0.05  # of the shorter side, around what is edited
 MAX_PAST = 20  # edits that can be undone
 
 Progress = Callable[[int, int], None]
@@ -263,9 +264,13 @@ class Studio:
         seed: int = 0,
         steps: int = 0,
         strength: float = 1.0,
+        crop: bool = False,
         progress: Progress | None = None,
     ) -> str:
         """Carry out an instruction, inside the mask if there is one; the picture becomes the edited one.
+
+        Args:
+            crop: draw only the surroundings of the mask, at the model's full resolution: for small things in photographs.
 
         Raises:
             Stopped: `session.stop` was set meanwhile; the picture is as it was.
@@ -282,6 +287,7 @@ class Studio:
                 mask_image=session.mask,
                 num_inference_steps=steps or None,
                 strength=strength,
+                padding_mask_crop=round(CROP_MARGIN * min(image.size)) if crop else None,
                 generator=generator,
             )
         place = out.edit_masks[0]
