@@ -348,7 +348,7 @@ async def check_errors(comfy: Comfy, report: Report) -> None:
         ("nothing asked", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points=""), "Input words"),
         (
             "wrong size",
-            "focus_generate",
+            "",
             lambda g: node(g, "FocusGenerate", width=72, height=72),
             "Input width and height",
         ),
