@@ -17,7 +17,7 @@ from diffusers_focus import Box, Mask, Point, Scribble, Strokes
 from tests.tiny import picture, shared_pipeline
 
 HEIGHT, WIDTH = 48, 80
-FEW, MANY = 48, 5000
+FEW, MANY = 24, 5000
 ERRORS = (ValueError, TypeError)
 ALPHABET = "abc äß\u200b\u202e漢字🙂\n\t,:;\"'{}<>|%\\/\x00é"
 
@@ -31,46 +31,44 @@ class Fuzz:
     def pick(self, *choices: Any) -> Any:
         return choices[int(self.rng.integers(len(choices)))]
 
+    def odd(self, usual: Any, *others: Any) -> Any:
+        """The usual value, one time in six another."""
+        return usual if self.rng.random() > 1 / 6 else self.pick(*others)
+
     def number(self, side: int) -> float:
-        """A coordinate: inside, on the border, outside, or none."""
-        inside = float(self.rng.uniform(0, side))
-        return self.pick(
-            inside, inside, inside, 0, side, side - 1, side - 1e-9, -1e-9, -3.0, side + 9.0, float("nan"), np.int32(3)
-        )
+        """A coordinate: inside or on the border, now and then outside or none."""
+        inside = self.pick(float(self.rng.uniform(0, side)), 0, side - 1, side - 1e-9, np.int32(3))
+        return self.odd(inside, side, -1e-9, -3.0, side + 9.0, float("nan"))
 
     def text(self) -> Any:
         length = self.pick(1, 3, 12, 200, 4000)
         said = "".join(self.rng.choice(list(ALPHABET), length))
-        return self.pick("the red circle", "nothing", "a: b, c", said, said, " ", "", "<|im_end|>", "a" * 4000, 3, None)
+        return self.odd(self.pick("the red circle", "a: b, c", said, "a" * 4000), " ", "", "<|im_end|>", 3, None)
 
     def names(self) -> Any:
         many = [f"name {i}" for i in range(200)]
         own = [str(self.text()) for _ in range(int(self.rng.integers(1, 4)))]
-        return self.pick(
-            ["star"], ["star", "star", "star"], many, own, own, [], "star", [3], [[]], [None], ["a", ["b"]]
-        )
+        usual = self.pick(["star"], ["star", "star", "star"], own, own, many)
+        return self.odd(usual, [], "star", [3], [[]], [None], ["a", ["b"]])
 
     def mask(self) -> Any:
-        size = self.pick((HEIGHT, WIDTH), (HEIGHT, WIDTH), (HEIGHT, WIDTH), (WIDTH, HEIGHT), (1, HEIGHT, WIDTH), (0, 0))
-        inside = self.rng.random(size) < self.pick(0.0, 0.3, 1.0)
-        kind = self.pick(bool, np.uint8, np.int64, np.float32, np.float16, np.complex64, object)
-        array = inside.astype(kind) * self.pick(1, 1, 255) if kind is not bool else inside
-        return self.pick(
-            array,
-            array,
-            torch.from_numpy(inside),
-            inside.tolist(),
-            Image.fromarray(inside) if inside.ndim == 2 and inside.size else array,
+        size = self.odd((HEIGHT, WIDTH), (WIDTH, HEIGHT), (1, HEIGHT, WIDTH), (0, 0))
+        inside = self.rng.random(size) < self.odd(0.3, 0.0, 1.0)
+        array = inside.astype(
+            self.odd(self.pick(bool, np.uint8, np.int64, np.float32, np.float16), np.complex64, object)
         )
+        array = array * self.pick(1, 255) if array.dtype == np.uint8 else array
+        other = Image.fromarray(inside) if inside.ndim == 2 and inside.size else array
+        return self.pick(array, array, torch.from_numpy(inside), inside.tolist(), other)
 
     def stroke(self) -> Any:
         positive = self.pick(True, True, False)
         x, y = self.number(WIDTH), self.number(HEIGHT)
-        kind = self.pick("point", "scribble", "box", "mask", "other")
+        kind = self.odd(self.pick("point", "scribble", "box", "mask"), "other")
         if kind == "point":
             return Point(x, y, positive=positive)
         if kind == "scribble":
-            count = self.pick(0, 1, 2, 40)
+            count = self.odd(self.pick(1, 2, 6), 0)
             return Scribble([(self.number(WIDTH), self.number(HEIGHT)) for _ in range(count)], positive=positive)
         if kind == "box":
             return Box(
@@ -94,7 +92,6 @@ class Fuzz:
     def call(self, pipe: Any, seen: Any) -> tuple[str, Any]:
         """Ask or segment something; what came back, of which the kind of call is the first."""
         limits = {"max_new_tokens": int(self.rng.integers(1, 3))}
-        task = self.pick(None, None, None, "reasoning", "semantic", "panoptic", "edit")
         ask = self.pick("words", "region", "names", "question", "talk", "mixed")
         if ask == "question":
             return "text", pipe.understand(seen, self.text(), self.pick(None, self.region()), **limits).text
@@ -102,16 +99,16 @@ class Fuzz:
             roles = [self.pick("user", "user", "assistant", "system") for _ in range(int(self.rng.integers(1, 4)))]
             talk = [{"role": role, "content": self.text()} for role in self.pick(["user", "assistant", "user"], roles)]
             return "text", pipe.understand(seen, talk, **limits).text
+        fitting = {"words": ("reasoning",), "names": ("semantic", "panoptic")}.get(ask, ())
+        task = self.odd(self.pick(None, *fitting), "reasoning", "panoptic", "edit")
         thresholds = {"score_threshold": self.pick(None, 0.0, 1.0), "fallback_threshold": self.pick(None, 0.0)}
         if ask == "mixed":
             rows = {"target": [self.text(), None], "region": [None, self.region()]}
             return "masks", pipe.segment(seen, **rows, **limits, **thresholds)
-        given = {
-            "words": {"target": self.text()},
-            "region": {"region": self.region()},
-            "names": {"classes": self.names()},
-        }
-        return "masks", pipe.segment(seen, **given[ask], task=task, **limits, **thresholds)
+        name, make = {
+            **{"words": ("target", self.text), "region": ("region", self.region), "names": ("classes", self.names)},
+        }[ask]
+        return "masks", pipe.segment(seen, **{name: make()}, task=task, **limits, **thresholds)
 
 
 def check_result(kind: str, result: Any) -> None:
@@ -149,7 +146,7 @@ def run(count: int) -> dict[str, int]:
 
 def test_a_few_fuzzed_calls():
     outcomes = run(FEW)
-    assert min(outcomes.values()) >= 4, outcomes
+    assert min(outcomes.values()) >= 3, outcomes
 
 
 @pytest.mark.slow
