@@ -11,7 +11,8 @@ Hours:     7.2 core-hours for the published stages (sum of the records); stage 3
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
            Stage 3 ran in two parts there, 3-true-histories and 3: docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
-           1a-semantic -> 3 (masks and visual tokens) | 4 (mask-guided decoder). `|` marks what does not depend on each other.
+           1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) |
+           4 (mask-guided decoder). `|` marks what does not depend on each other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "4")
+ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "3-places", "3-all", "4")
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -76,7 +77,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
 
     runs, output = Path(runs), Path(output)
     components = vars(load_components(runs))
-    writes_images = (runs / "stages" / "3" / "recipe.json").exists()
+    writes_images = any((runs / "stages" / stage / "recipe.json").exists() for stage in ("3", "3-all"))
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],

@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | calibrate | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | ...`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -81,6 +81,12 @@ def _override(text: str) -> tuple[str, Any]:
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 up to 65535, got {text!r}")
     return int(text)
 
 
@@ -184,6 +190,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("-o", "--output", default="image.png", metavar="FILE", help="image (default: %(default)s)")
     _add_pipeline(generate)
 
+    app = command("app", _app, "open a page to point at things in an image and edit them")
+    app.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="0.0.0.0 shows it to the network (default: %(default)s)"
+    )
+    app.add_argument("--port", type=_port, default=7860, metavar="N", help="0 takes any (default: %(default)s)")
+    app.add_argument("--browser", action="store_true", help="open it in the browser")
+    _add_pipeline(app)
+
     world = command("world", _world, "draw scenes of the still-life world with their truth")
     world.add_argument("--seed", type=_seed, required=True, metavar="N", help="seed of the first scene")
     world.add_argument("--count", type=_positive, default=1, metavar="K", help="how many scenes (default: %(default)s)")
@@ -198,6 +212,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "run one training stage of focus-tiny")
     train.add_argument("--stage", required=True, metavar="NAME", help="the stage; an unknown name lists them all")
+    train.add_argument(
+        "--data",
+        metavar="DIR[:WEIGHT],...",
+        help="folders of samples or shards to learn from, mixed by weight (default: the still-life world)",
+    )
     train.add_argument("--output", default="runs/focus-tiny", metavar="DIR", help="folder (default: %(default)s)")
     train.add_argument(
         "--resume",
@@ -238,7 +257,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive)",
     )
-    evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
+    evaluate.add_argument("--predictions", metavar="DIR", help="score finished results of clips in a folder")
+    evaluate.add_argument(
+        "--gallery", type=_positive, metavar="N", help="draw so many of the worst samples as a picture"
+    )
+    evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share a benchmark (default: 1)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
 
     calibrate = command(
@@ -249,6 +272,21 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", metavar="FILE", help="write the fit there as JSON and leave the pipeline alone"
     )
     _add_pipeline(calibrate)
+
+    data = command("data", _data, "turn a published data set into samples to train on and to measure with")
+    data.add_argument("format", metavar="FORMAT", help="such as refcoco, llava, davis; an unknown name lists them all")
+    data.add_argument("--from", dest="source", metavar="DIR", help="folder of the data set, as its authors publish it")
+    data.add_argument("--to", dest="target", required=True, metavar="DIR", help="folder of the samples")
+    data.add_argument("--split", metavar="NAME", help="split; of lists the name of their file (default: train)")
+    data.add_argument("--split-by", metavar="WHO", help="whose splits: unc, google or umd (default: the usual one)")
+    data.add_argument(
+        "--count", type=_positive, metavar="N", help="only the first so many samples; scenes of the world"
+    )
+    data.add_argument("--seed", type=_seed, default=0, metavar="N", help="first scene of the world (default: 0)")
+    data.add_argument("--shards", action="store_true", help="write tar files instead of a folder")
+    data.add_argument(
+        "--per-shard", type=_positive, default=1000, metavar="N", help="pictures of a tar file (default: 1000)"
+    )
 
     convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
     add_conversions(convert, _Parser)
@@ -492,6 +530,14 @@ def _generate(args: argparse.Namespace) -> None:
     print(target)
 
 
+def _app(args: argparse.Namespace) -> None:
+    from .app.page import serve  # first: it says what to install where Gradio is missing
+
+    pipe = _load(args)
+    pipe.set_progress_bar_config(disable=True)
+    serve(pipe, host=args.host, port=args.port, browser=args.browser)
+
+
 def _world(args: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
@@ -537,16 +583,39 @@ def _truth(scene: Scene, edit: Edit, rng: np.random.Generator, held_out: bool) -
 
 
 def _train(args: argparse.Namespace) -> None:
+    from .data.sources import parse_sources
     from .training.run import run_stage
 
+    overrides = dict(args.overrides)
+    if args.data is not None:
+        overrides["data"] = parse_sources(args.data)
     run_stage(
         args.stage,
         args.output,
         resume=args.resume,
         max_minutes=args.max_minutes,
         threads=args.threads,
-        overrides=dict(args.overrides),
+        overrides=overrides,
     )
+
+
+def _data(args: argparse.Namespace) -> None:
+    from .data.convert import FORMATS, convert_data, write_world
+
+    options = {"shards": args.shards, "per_shard": args.per_shard}
+    if args.format == "world":
+        done = write_world(args.target, range(args.seed, args.seed + (args.count or 200)), **options)
+    elif args.format not in FORMATS:
+        raise ValueError(f"unknown format {args.format!r}; choose from world, {', '.join(FORMATS)}")
+    elif args.source is None:
+        raise ValueError(f"{args.format} needs its files: give --from DIR")
+    else:
+        chosen = {"split": args.split, "split_by": args.split_by, "count": args.count}
+        done = convert_data(args.format, args.source, args.target, **chosen, **options)
+    print(f"{done.written} samples")
+    if done.left_out:
+        print(f"left out: {done.left_out} that are no samples, the first {done.problems[0]}")
+    print(args.target)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -555,8 +624,11 @@ def _eval(args: argparse.Namespace) -> None:
         _eval_benchmark(args, target)
         return
     foreign = [
-        name for name in ("data", "split", "split_by", "protocol", "predictions") if getattr(args, name) is not None
+        name
+        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery")
+        if getattr(args, name) is not None
     ]
+    foreign += ["processes"] if args.processes > 1 else []
     if foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
@@ -577,18 +649,36 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
     if args.data is None:
         raise ValueError(f"{args.benchmark} needs its files: give --data DIR")
-    result = run_benchmark(
-        _find_pipeline(args.pipeline) if args.predictions is None else None,
-        args.benchmark,
-        args.data,
-        target,
-        split=args.split,
-        split_by=args.split_by,
-        protocol=args.protocol,
-        count=args.count,
-        predictions=args.predictions,
-        loader=_load_evaluated,
-    )
+    options = {
+        "split": args.split,
+        "split_by": args.split_by,
+        "protocol": args.protocol,
+        "count": args.count,
+        "predictions": args.predictions,
+    }
+    asked = _find_pipeline(args.pipeline) if args.predictions is None else None
+    arguments = (asked, args.benchmark, args.data, str(target), options)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))  # by accelerate or torchrun
+    if launched > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=True)
+        _eval_part(arguments, state.process_index, launched)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return
+    elif args.processes > 1:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        shares = [(arguments, index, args.processes) for index in range(args.processes)]
+        children = [context.Process(target=_eval_part, args=share) for share in shares]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        # What a process left undone is asked below, and what stopped it told there.
+    result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)
 
@@ -609,6 +699,16 @@ def _calibrate(args: argparse.Namespace) -> None:
         if target is not None:
             _write_json(target, result)
         print(file)
+
+
+def _eval_part(arguments: tuple[Any, ...], index: int, count: int) -> None:
+    """One process's share of a benchmark."""
+    import torch
+
+    from .evaluation.benchmarks import run_benchmark
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    run_benchmark(*arguments[:4], **arguments[4], part=(index, count), loader=_load_evaluated)
 
 
 def _load_evaluated(folder: str) -> Any:

@@ -97,7 +97,7 @@ def test_labelme_draws_small_shapes_over_large_ones(tmp_path):
     file.write_bytes(
         json.dumps({"shapes": shapes, "text": ["the \u00e9tag\u00e8re"]}, ensure_ascii=False).encode("cp1252")
     )
-    target, ignored = coco_masks.labelme_masks(file, 32, 40)
+    target, ignored = coco_masks.labelme_masks(file.read_bytes(), "a.json", 32, 40)
     assert ignored.sum() == 25 and ignored[10:15, 10:15].all()
     assert target.sum() == 19 * 19 - 25 + 1 and target[5, 25] and not (target & ignored).any()
 
@@ -114,7 +114,7 @@ def test_labelme_as_opencv_draws_it(tmp_path):
         official = np.zeros((300, 300), dtype=np.uint8)
         cv2.polylines(official, np.array([points], dtype=np.int32), True, 1, 1)
         cv2.fillPoly(official, np.array([points], dtype=np.int32), 1)
-        mine = coco_masks.labelme_masks(file, 300, 300)[0]
+        mine = coco_masks.labelme_masks(file.read_bytes(), "a.json", 300, 300)[0]
         found.append((mine & (official > 0)).sum() / (mine | (official > 0)).sum())
     assert np.mean(found) > 0.999 and min(found) > 0.997
 

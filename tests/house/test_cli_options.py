@@ -33,12 +33,16 @@ FROZEN = {
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
         *["--mask-image", "--save-mask", "--strength", "--target"],
     ],
+    "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
-    "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
+    "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
-        *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
+        *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
+    ],
+    "data": [
+        *["FORMAT", "--count", "--from", "--per-shard", "--seed", "--shards", "--split", "--split-by", "--to"],
     ],
     "calibrate": ["--count", "--output", "-o", *PIPELINE],
     "convert": [],

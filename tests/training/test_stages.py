@@ -26,6 +26,8 @@ FROZEN = {
     "1a-semantic": ("semantic_tokenizer", {"visual_tokenizer"}),
     "1b": ("decoder", {"unet"}),
     "3": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
+    "3-places": ("language", {"language_model", "vision_encoder"}),
+    "3-all": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),
 }
 SHORT = {"steps": 2, "batch_size": 1, "size": 64, "crop": 16, "log_every": 1}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -221,20 +221,20 @@ def _within(hole: list[Corner], outer: list[Corner]) -> bool:
     return int(((left < x) & (np.minimum(start, end) < y) & (y < np.maximum(start, end))).sum()) % 2 == 1
 
 
-def labelme_masks(path: Path, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(target, ignored), bool [height, width] each, of a labelme file as ReasonSeg publishes them.
+def labelme_masks(data: bytes, name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(target, ignored), bool [height, width] each, of a labelme file as ReasonSeg publishes them; `name` is for messages.
 
     Shapes are drawn with their outline, the largest first, so that a small one lies on top of a large one whatever it says;
     a label with "ignore" in it takes pixels out of the evaluation, "flag" means nothing (LISA, utils/data_processing.py).
     Pillow draws them here, OpenCV there; a test measures the difference.
     """
     drawn = []
-    for shape in read_labelme(path)["shapes"]:
+    for shape in read_labelme(data, name)["shapes"]:
         try:
             label = str(shape["label"]).lower()
             points = [(int(x), int(y)) for x, y in shape["points"]]
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ValueError(f"A shape of {str(path)!r} has no label, or no points [x, y]: {_short(shape)}.") from None
+            raise ValueError(f"A shape of {name!r} has no label, or no points [x, y]: {_short(shape)}.") from None
         if label == "flag":
             continue
         canvas = Image.new("1", (width, height))
@@ -250,13 +250,12 @@ def labelme_masks(path: Path, height: int, width: int) -> tuple[np.ndarray, np.n
     return target, ignored
 
 
-def read_labelme(path: Path) -> dict[str, Any]:
-    """A labelme file: {"shapes": [{"label", "points"}, ...], ...}; old Windows text is understood.
+def read_labelme(data: bytes, name: str) -> dict[str, Any]:
+    """A labelme file: {"shapes": [{"label", "points"}, ...], ...}; old Windows text is understood. `name` is for messages.
 
     Raises:
         ValueError: no JSON, or no shapes.
     """
-    data = path.read_bytes()
     try:
         try:
             text = data.decode("utf-8")
@@ -264,9 +263,9 @@ def read_labelme(path: Path) -> dict[str, Any]:
             text = data.decode("cp1252")
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not a labelme file: {error}") from None
+        raise ValueError(f"{name!r} is not a labelme file: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("shapes"), list):
-        raise ValueError(f"{str(path)!r} has no list of shapes; a labelme file is {{'shapes': [...], ...}}.")
+        raise ValueError(f"{name!r} has no list of shapes; a labelme file is {{'shapes': [...], ...}}.")
     return found
 
 
@@ -288,17 +287,21 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return polygons_mask(usable, height, width)
 
 
-def index_map(path: Path) -> np.ndarray:
-    """The object numbers of a palette (or grey) PNG as DAVIS writes them, uint8 [height, width]; 0 is background."""
+def index_map(source: Path | IO[bytes], name: str = "") -> np.ndarray:
+    """The object numbers of a palette (or grey) PNG as DAVIS writes them, uint8 [height, width]; 0 is background.
+
+    Args:
+        source: the file.
+        name: what messages call it; by default its path.
+    """
+    name = name or str(source)
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             if picture.mode not in ("P", "L", "1"):
-                raise ValueError(
-                    f"{str(path)!r} is a {picture.mode} picture; object numbers are in a palette or grey PNG."
-                )
+                raise ValueError(f"{name!r} is a {picture.mode} picture; object numbers are in a palette or grey PNG.")
             return np.asarray(picture.convert("L") if picture.mode == "1" else picture).astype(np.uint8)
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from None
+        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from None
 
 
 def _short(value: Any) -> str:

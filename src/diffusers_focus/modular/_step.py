@@ -84,6 +84,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "eta": (float, 0.0, "Share of fresh noise in a step of DDIM; other schedulers ignore it."),
     "guidance_scale": (float, None, "How strongly the visual tokens steer the denoising; 1 switches guidance off."),
     "mask_guidance_scale": (float, 1.0, "The same for the edit mask; anything but 1 costs a further UNet pass a step."),
+    "cross_attention_kwargs": (
+        dict[str, Any],
+        None,
+        'For the UNet\'s attention; "scale" is the weight of its LoRA adapters.',
+    ),
     "latents": (torch.Tensor, None, "[B, 4, h, w]: initial noise of unit variance, then the latents as they are."),
     "output_type": (str, "pil", '"pil", "np", "pt" or "latent".'),
     "edits": (list[EditPrompt], None, "B edits with their masks, from `edit_input`."),

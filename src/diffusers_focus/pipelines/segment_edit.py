@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
@@ -31,8 +32,9 @@ from ._lora import FocusLoraMixin
 class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
-    model_cpu_offload_seq = (
-        "vision_encoder->visual_tokenizer->mask_decoder->mask_conditioner->language_model->unet->vae"
+    model_cpu_offload_seq = "->".join(
+        ("text_encoder", "text_encoder_2", "vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner")
+        + ("language_model", "unet", "vae")
     )
     _optional_components = [
         "mask_decoder",
@@ -68,7 +70,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         tokenizer_2: CLIPTokenizer | None = None,
         text_encoder: CLIPTextModel | None = None,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
-        controlnet: ControlNetModel | None = None,
+        controlnet: ControlNetModel | list[ControlNetModel] | MultiControlNetModel | None = None,
         resolution_group: list | tuple = RESOLUTION_GROUP,
         score_threshold: float = 0.5,
         fallback_threshold: float = 0.3,
@@ -92,6 +94,8 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         default_top_p: float = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(controlnet, (list, tuple)):
+            controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
             vision_encoder=vision_encoder,
             language_model=language_model,
@@ -149,7 +153,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         vae ([`AutoencoderKL`]): images to latents and back.
         scheduler ([`SchedulerMixin`]): any Karras-style scheduler.
         image_processor ([`FocusImageProcessor`]): images in and out, prompt style and token resolutions.
-        tokenizer, tokenizer_2, text_encoder, text_encoder_2, controlnet: reserved for their meaning in SDXL; not used here.
+        tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, for `decoder_prompt`. None where the decoder takes no words.
+        controlnet ([`ControlNetModel`], a list of them or [`MultiControlNetModel`]): SDXL's, for `control_image`.
         resolution_group: [width, height] of the sizes the UNet was trained on; the place in the list is its condition.
         score_threshold, fallback_threshold, duplicate_iou, presence_threshold: which proposals count, see
             `steps.segment.select_objects`.

@@ -271,12 +271,30 @@ def warn_untrained(settings: Settings) -> None:
         )
 
 
+def negative_prompts(negative: Any, count: int, repeats: int = 1) -> list[str] | None:
+    """What each of `count * repeats` results is guided away from; None where it is the empty prompt.
+
+    Raises:
+        TypeError, ValueError: `negative` is neither a text nor a list with one for each of `count` prompts.
+    """
+    if negative is None or (isinstance(negative, str) and not negative.strip()):
+        return None
+    check_texts(negative, "negative_prompt")
+    texts = [negative] * count if isinstance(negative, str) else list(negative)
+    if len(texts) != count:
+        raise ValueError(
+            f"negative_prompt has {len(texts)} texts for {count} prompts. Pass one text, or a list with one for each prompt."
+        )
+    return [text for text in texts for _ in range(repeats)]
+
+
 def edit_codes(
     components: Components,
     encoding: FocusImageEncoding,
     prompts: Sequence[EditPrompt],
     edit_masks: Sequence[np.ndarray],
     *,
+    negative: Sequence[str] | None = None,
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
@@ -287,6 +305,7 @@ def edit_codes(
 
     Args:
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
+        negative: from `negative_prompts`.
         guidance_scale, semantic, pixel, generator: see `write_codes`.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
@@ -314,7 +333,10 @@ def edit_codes(
         )
         for prompt in prompts
     ]
-    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))
+    if negative is None:
+        without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)
+    else:
+        without = [suffix_row(context, context.style.suffix(EDIT, text=text, height_width=size)) for text in negative]
     wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
@@ -323,7 +345,7 @@ def edit_codes(
         rows,
         images.tolist(),
         grammar,
-        unconditional=[without] * len(rows),
+        unconditional=without,
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,
@@ -341,6 +363,7 @@ def generation_codes(
     size: tuple[int, int],
     *,
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    negative: Sequence[str] | None = None,
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
@@ -360,7 +383,11 @@ def generation_codes(
         suffix_row(context, context.style.suffix(GENERATE, text=prompt, num_images=0, height_width=size))
         for prompt in prompts
     ]
-    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], num_images=0, height_width=size))
+    here = {"num_images": 0, "height_width": size}
+    if negative is None:
+        without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], **here))] * len(rows)
+    else:
+        without = [suffix_row(context, context.style.suffix(GENERATE, text=text, **here)) for text in negative]
     wake(components, "language_model")
     prefix = encode_prefix(components, context, None, task=GENERATE)
     drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)
@@ -370,7 +397,7 @@ def generation_codes(
         rows,
         [0] * len(rows),
         grammar,
-        unconditional=[without] * len(rows),
+        unconditional=without,
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,

@@ -34,7 +34,7 @@ def selection_loss(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Ten
     Args:
         logits: [..., N], a score for each proposal.
         targets: [..., N] in 0..1.
-        valid: [...] bool, rows that count, or None.
+        valid: [...] weights of the rows, or None where all count the same.
 
     Returns:
         float32 scalar. PSALM's pos_weight (N - m) / m per row, bounded so that a row without positives stays finite.
