@@ -337,3 +337,23 @@ def test_copy_heads_go_where_answers_suffer_least(noisy):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert here._least_used_heads() == noisy
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_lists_of_names_strokes_and_explanations_are_learned():
+    asked = {
+        "questions": 0,
+        "referring": 1,
+        "generalized": 0,
+        "regions": 1,
+        "classes": 1,
+        "strokes": 1.0,
+        "explained": 1.0,
+    }
+    own = objective(asked)
+    batch = own.batch(0)
+    assert {prompt.kind for prompt in batch.masked} >= {"class", "strokes"}
+    loss, figures = own.loss(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss) and {"names", "select", "dice"} <= set(figures)
+    head = own.components.mask_decoder.condition_head.condition_projection.weight
+    assert head.grad is not None and head.grad.abs().sum() > 0
