@@ -1,6 +1,9 @@
-"""Run by `test_processes.py` in one process and in two, and killed: the joint objective on shards of samples, in float32.
+"""Run by `test_processes.py` in one process and in two, and killed: the joint objective on shards of samples.
 
-python -m tests.training.shared_language OUTPUT SHARDS STEPS
+python -m tests.training.shared_language OUTPUT SHARDS STEPS float32|float64
+
+Two processes add up in another order. In float32 that is 1e-7 of a gradient, which AdamW makes a step of where a gradient is nearly
+zero; in float64 it does not show, so a wrong share or mean would.
 """
 
 from __future__ import annotations
@@ -34,9 +37,13 @@ RECIPE = StageRecipe(
 )
 
 if __name__ == "__main__":
-    output, shards, steps = sys.argv[1:]
+    output, shards, steps, precision = sys.argv[1:]
     torch.set_num_threads(1)
+    components = parts()
+    for component in vars(components).values():
+        if isinstance(component, torch.nn.Module):
+            component.to(getattr(torch, precision))
     options = {**RECIPE.options, "data": [(shards, 1.0)]}
     recipe = share_of(replace(RECIPE, steps=int(steps), options=options))
-    trainer = Trainer(recipe, LanguageObjective(parts(), recipe), output, cpu=True)
+    trainer = Trainer(recipe, LanguageObjective(components, recipe), output, cpu=True)
     assert trainer.run(progress=False)

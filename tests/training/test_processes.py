@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_ten_times_goes_on_to_the_identical_losses(tmp_path
 @pytest.mark.timeout(1800)
 def test_two_processes_learn_from_shards_what_one_learns(shards, tmp_path):
     for processes in (1, 2):
-        run(tmp_path / str(processes), processes, "shared_language", shards, 20)
+        run(tmp_path / str(processes), processes, "shared_language", shards, 20, "float64")
     one, two = ([float(row["loss"]) for row in log_of(tmp_path / n)] for n in "12")
     assert len(one) == 20 and one[-1] < 0.95 * one[0]
     assert one == pytest.approx(two, rel=1e-5)
@@ -129,9 +129,9 @@ def test_two_processes_learn_from_shards_what_one_learns(shards, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_joint_objective_killed_ten_times_goes_on_to_the_identical_losses(shards, tmp_path):
-    run(tmp_path / "whole", 1, "shared_language", shards, 30)
+    run(tmp_path / "whole", 1, "shared_language", shards, 30, "float32")
     rng, kills = random.Random(6), 0
-    line = command("shared_language", tmp_path / "killed", shards, 30)
+    line = command("shared_language", tmp_path / "killed", shards, 30, "float32")
     while kills < 10:
         begun = len(log_of(tmp_path / "killed")) if (tmp_path / "killed" / "log.csv").exists() else 0
         process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
@@ -144,7 +144,7 @@ def test_the_joint_objective_killed_ten_times_goes_on_to_the_identical_losses(sh
         process.kill()
         kills += process.wait() == -signal.SIGKILL
         assert process.returncode == -signal.SIGKILL, "the run was over before it was killed ten times"
-    run(tmp_path / "killed", 1, "shared_language", shards, 30)
+    run(tmp_path / "killed", 1, "shared_language", shards, 30, "float32")
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
     skipped = {row["skipped"] for row in log_of(tmp_path / "whole")}
     assert "1" in skipped or max(map(float, skipped)) > 0  # the damaged picture was met, counted and left out
