@@ -99,9 +99,12 @@ class SampleBatches:
         parts: dict[Any, _Part] = {}
         for unit in range(number * self.batch_size, (number + 1) * self.batch_size):
             samples = self.stream.samples(unit, self.prompts)
-            if samples:
-                rng = np.random.default_rng((self.stream.seed, unit, 5))
-                self._add(parts, unit, samples, rng)
+            rng = np.random.default_rng((self.stream.seed, unit, 5))
+            # Frames as a clip are seen one at a time, the same pictures in a question all at once.
+            for is_clip in (False, True):
+                alike = [(name, one) for name, one in samples if (one.query.task == "clip") == is_clip]
+                if alike:
+                    self._add(parts, unit, alike, rng)
         return [part.batch(self.processor) for part in parts.values() if part.texts or part.masked or part.codes]
 
     def _add(
