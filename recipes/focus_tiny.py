@@ -1,6 +1,6 @@
 """Train focus-tiny from nothing and publish it: `make tiny`, or `python recipes/focus_tiny.py --help`.
 
-Command:   make tiny                                  (every stage, then pipelines/focus-tiny)
+Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
@@ -37,7 +37,9 @@ def arguments() -> argparse.Namespace:
         "--init", metavar="DIR", help="pipeline folder whose components fill what the training folder lacks"
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N")
-    parser.add_argument("--publish-only", action="store_true", help="train nothing, publish what the folder holds")
+    parser.add_argument(
+        "--publish-only", action="store_true", help="train nothing; publish and calibrate what the folder holds"
+    )
     parser.add_argument("--output", metavar="DIR", default=str(ROOT / "pipelines" / "focus-tiny"))
     return parser.parse_args()
 
@@ -79,6 +81,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
+        classes_trained=False,
         edit_masks_trained=writes_images,
         images_trained=writes_images,
         default_num_inference_steps=12,
@@ -116,14 +119,24 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     return output
 
 
+def calibrate(folder: str | Path) -> None:
+    """Fit scores and thresholds of a published folder on validation scenes; publishing has dropped those of the weights before."""
+    from diffusers_focus.cli import main as command
+
+    if command(["calibrate", "--pipeline", str(folder)]):
+        raise SystemExit(f"{folder} is published, but its scores are not calibrated")
+
+
 def main() -> None:
-    """Train, then publish."""
+    """Train, publish, calibrate."""
     options = arguments()
     if options.init:
         adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads, trained=bool(options.init))
-    print(publish(options.runs, options.output))
+    published = publish(options.runs, options.output)
+    print(published)
+    calibrate(published)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | data | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | ...`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -11,6 +11,7 @@ half a picture behind. What the user got wrong is told in one line on the standa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from .data.language import Edit
     from .data.world import Scene
-    from .processing.regions import Region
 
 DEFAULT_PIPELINE = Path("pipelines") / "focus-tiny"
 USER_ERROR = 2
@@ -84,6 +84,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 up to 65535, got {text!r}")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 up to 2**63 - 1, got {text!r}")
@@ -107,10 +113,15 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
 
 def _add_region(parser: argparse.ArgumentParser) -> None:
     region = parser.add_mutually_exclusive_group()
-    region.add_argument("--point", type=_point, metavar="X,Y", help="a click on the object, in pixels")
+    region.add_argument(
+        "--point", type=_point, action="append", metavar="X,Y", help="a click on the object, in pixels; may be repeated"
+    )
     region.add_argument("--box", type=_box, metavar="X0,Y0,X1,Y1", help="a box around the object, in pixels")
     region.add_argument("--scribble", type=_scribble, metavar='"X,Y X,Y ..."', help="a stroke inside the object")
     region.add_argument("--mask", metavar="FILE", help="a rough mask of the object: bright is inside, the image's size")
+    parser.add_argument(
+        "--not-point", type=_point, action="append", metavar="X,Y", help="a click on what is not meant; may be repeated"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -133,15 +144,32 @@ def build_parser() -> argparse.ArgumentParser:
 
     ask = command("ask", _ask, "answer a question about an image")
     ask.add_argument("image", metavar="IMAGE")
-    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("question", metavar="QUESTION", nargs="?", help="(default: a caption, or what lies in the region)")
+    ask.add_argument("--also", action="append", default=[], metavar="FILE", help="a further image of the question")
+    ask.add_argument("--chat", action="store_true", help="go on with questions from the standard input, one a line")
     _add_region(ask)
+    ask.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="(default: %(default)s)")
+    ask.add_argument(
+        "--temperature", type=float, metavar="T", help="draw words at this temperature (default: the likeliest)"
+    )
+    ask.add_argument("--top-k", type=_positive, metavar="K", help="words to draw from (default: all)")
+    ask.add_argument("--top-p", type=float, metavar="P", help="probability to draw from (default: 1)")
+    ask.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     _add_pipeline(ask)
 
     segment = command("segment", _segment, "find what an expression or a region refers to")
     segment.add_argument("image", metavar="IMAGE")
     segment.add_argument("expression", metavar="EXPRESSION", nargs="?", help='such as "the red circle"')
     _add_region(segment)
+    segment.add_argument("--classes", nargs="+", metavar="NAME", help="names to look for, in place of both")
+    segment.add_argument(
+        "--task",
+        choices=("referring", "reasoning", "instance", "semantic", "panoptic"),
+        help="of an expression referring or reasoning, of names a mask for each object, for each name, or without overlaps",
+    )
     segment.add_argument("-o", "--output", default="mask.png", metavar="FILE", help="mask (default: %(default)s)")
+    segment.add_argument("--overlay", metavar="FILE", help="also write the image with the masks drawn over it")
+    segment.add_argument("--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths")
     _add_pipeline(segment)
 
     edit = command("edit", _edit, "change a part of an image and nothing else")
@@ -161,6 +189,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling(generate)
     generate.add_argument("-o", "--output", default="image.png", metavar="FILE", help="image (default: %(default)s)")
     _add_pipeline(generate)
+
+    app = command("app", _app, "open a page to point at things in an image and edit them")
+    app.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="0.0.0.0 shows it to the network (default: %(default)s)"
+    )
+    app.add_argument("--port", type=_port, default=7860, metavar="N", help="0 takes any (default: %(default)s)")
+    app.add_argument("--browser", action="store_true", help="open it in the browser")
+    _add_pipeline(app)
 
     world = command("world", _world, "draw scenes of the still-life world with their truth")
     world.add_argument("--seed", type=_seed, required=True, metavar="N", help="seed of the first scene")
@@ -227,6 +263,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share a benchmark (default: 1)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
+
+    calibrate = command(
+        "calibrate", _calibrate, "fit scores and thresholds on validation scenes, into a pipeline's index"
+    )
+    calibrate.add_argument("--count", type=_positive, default=400, metavar="N", help="scenes (default: %(default)s)")
+    calibrate.add_argument(
+        "-o", "--output", metavar="FILE", help="write the fit there as JSON and leave the pipeline alone"
+    )
+    _add_pipeline(calibrate)
 
     data = command("data", _data, "turn a published data set into samples to train on and to measure with")
     data.add_argument("format", metavar="FORMAT", help="such as refcoco, llava, davis; an unknown name lists them all")
@@ -380,20 +425,23 @@ def _load_folder(folder: str, device: str = "cpu", dtype: str = "float32") -> An
         raise ValueError(f"cannot run on the device {device!r}: {str(error).splitlines()[0]}") from error
 
 
-def _region(args: argparse.Namespace) -> Region | None:
-    from .processing.regions import Box, Mask, Point, Scribble
+def _region(args: argparse.Namespace) -> Any:
+    """The region of the options, `Strokes` where it takes several of them to say it."""
+    from .processing.regions import Box, Mask, Point, Scribble, Strokes
 
-    if args.point:
-        return Point(*args.point)
+    strokes: list[Any] = [Point(*point) for point in args.point or ()]
     if args.box:
-        return Box(*args.box)
+        strokes.append(Box(*args.box))
     if args.scribble:
-        return Scribble(args.scribble)
+        strokes.append(Scribble(args.scribble))
     if args.mask:
         import numpy as np
 
-        return Mask(np.asarray(_read_image(args.mask, "L")))
-    return None
+        strokes.append(Mask(np.asarray(_read_image(args.mask, "L"))))
+    strokes += [Point(*point, positive=False) for point in args.not_point or ()]
+    if len(strokes) < 2 and not args.not_point:
+        return strokes[0] if strokes else None
+    return Strokes(*strokes)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -406,24 +454,55 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ask(args: argparse.Namespace) -> None:
-    image, region = _read_image(args.image), _region(args)
-    options = {} if region is None else {"region": region}
-    print(_load(args).understand(image, args.question, **options).text[0])
+    images, region = [_read_image(path) for path in (args.image, *args.also)], _region(args)
+    import torch
+    from transformers import TextStreamer
+
+    pipe = _load(args)
+    options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
+    options["generator"] = torch.Generator("cpu").manual_seed(args.seed)
+    pictures = [pipe.encode_image(image) for image in images]
+    shown = pictures[0] if len(pictures) == 1 else [pictures]
+    # A conversation is a list of messages; without an earlier question there is nothing to be continued.
+    said: list[dict[str, Any]] = []
+    questions = [args.question] if args.question is not None or not args.chat else []
+    further = filter(None, map(str.strip, sys.stdin)) if args.chat else ()
+    for question in itertools.chain(questions, further):
+        asked = question if question is None else [*said, {"role": "user", "content": question}]
+        streamer = TextStreamer(pipe.lm_tokenizer, skip_prompt=True, skip_special_tokens=True)
+        text = pipe.understand(shown, asked, region, streamer=streamer, **options).text[0]
+        if question is not None:
+            turn = {"role": "user", "content": question, **({} if region is None else {"region": region})}
+            said += [turn, {"role": "assistant", "content": text}]
+        region = None  # it stays in its turn
 
 
 def _segment(args: argparse.Namespace) -> None:
     target = _check_target(args.output)
+    overlay = _check_target(args.overlay) if args.overlay else None
+    content = _check_target(args.json, image=False) if args.json else None
     image, region = _read_image(args.image), _region(args)
-    if args.expression is None and region is None:
-        raise ValueError("nothing to look for: give an EXPRESSION, --point, --box, --scribble or --mask")
-    out = _load(args).segment(image, args.expression, region=region)
-    masks, scores, labels = out.masks[0], out.scores[0], out.labels[0]
+    if args.expression is None and region is None and args.classes is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
+    out = _load(args).segment(image, args.expression, region, classes=args.classes, task=args.task)
+    masks, scores, labels, qualities = out.masks[0], out.scores[0], out.labels[0], out.qualities[0]
     _write_mask(target, masks.any(axis=0))
     if len(masks) == 0:
-        print("nothing found")
+        print(f"nothing found  presence {out.presence[0]:.2f}")
     for mask, score, label in zip(masks, scores, labels, strict=True):
         print(f"{label}  score {float(score):.2f}  {int(mask.sum())} pixels")
     print(target)
+    if overlay is not None:
+        _write_image(overlay, out.to_overlays(image)[0])
+        print(overlay)
+    if content is not None:
+        found = zip(labels, scores, qualities, out.to_boxes()[0].tolist(), out.to_rle()[0], strict=True)
+        objects = [
+            {"label": label, "score": float(score), "quality": float(quality), "box": box, "segmentation": rle}
+            for label, score, quality, box, rle in found
+        ]
+        _write_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
+        print(content)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -449,6 +528,14 @@ def _generate(args: argparse.Namespace) -> None:
     pipe = _load(args)
     _write_image(target, pipe.generate(args.prompt, **_sampling(args)).images[0])
     print(target)
+
+
+def _app(args: argparse.Namespace) -> None:
+    from .app.page import serve  # first: it says what to install where Gradio is missing
+
+    pipe = _load(args)
+    pipe.set_progress_bar_config(disable=True)
+    serve(pipe, host=args.host, port=args.port, browser=args.browser)
 
 
 def _world(args: argparse.Namespace) -> None:
@@ -594,6 +681,24 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
     result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    target = None if args.output is None else _check_target(args.output, image=False)
+    folder = _find_pipeline(args.pipeline)
+    if target is None and not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder!r} is no folder here, so its index cannot be written; load it into one, or give --output FILE"
+        )
+    from .evaluation.calibration import fit, write
+
+    result = fit(_load(args), args.count)
+    for name, values in result["report"].items():
+        print(f"{name}: {json.dumps(values)}")
+    for file in write(folder, result) if target is None else [target]:
+        if target is not None:
+            _write_json(target, result)
+        print(file)
 
 
 def _eval_part(arguments: tuple[Any, ...], index: int, count: int) -> None:

@@ -8,53 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
 from PIL import Image, ImageFilter
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from diffusers_focus import FocusPipeline
 from diffusers_focus.steps.control import as_map, blank_inside, make_map, place_map
 from diffusers_focus.steps.text import encode_decoder_prompt
 
+from tests.guides import controlnet_for, text_parts_for
 from tests.tiny import SIZE, disk_mask, picture, seeded, tiny_pipeline
 
 EDGES = picture(0).filter(ImageFilter.FIND_EDGES)
 
 
-def clip(width: int, kind: Any) -> Any:
-    torch.manual_seed(width)
-    config = CLIPTextConfig(
-        vocab_size=514, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        projection_dim=width, bos_token_id=512, eos_token_id=513,
-    )  # fmt: skip
-    return kind(config).eval()
-
-
-def controlnet(unet: Any, seed: int = 0) -> ControlNetModel:
-    torch.manual_seed(seed)
-    config = {name: unet.config[name] for name in (
-        "block_out_channels", "down_block_types", "layers_per_block", "transformer_layers_per_block", "attention_head_dim",
-        "norm_num_groups", "cross_attention_dim", "use_linear_projection", "addition_embed_type", "addition_time_embed_dim",
-        "projection_class_embeddings_input_dim",
-    )}  # fmt: skip
-    net = ControlNetModel(in_channels=4, conditioning_embedding_out_channels=(4, 8, 8), **config)
-    for parameter in net.parameters():  # its last layers start at zero
-        if parameter.count_nonzero() == 0:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    plain = tiny_pipeline()
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *[letter + "</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
-    return tiny_pipeline(
-        controlnet=controlnet(plain.unet), tokenizer=tokenizer, tokenizer_2=tokenizer,
-        text_encoder=clip(16, CLIPTextModel), text_encoder_2=clip(32, CLIPTextModelWithProjection),
-    )  # fmt: skip
+    unet = tiny_pipeline().unet
+    return tiny_pipeline(controlnet=controlnet_for(unet), **text_parts_for(unet))
 
 
 def edit(pipe: Any, **options: Any) -> np.ndarray:
@@ -84,7 +53,7 @@ def test_a_map_steers_the_edit_and_none_changes_nothing(pipe, plain):
 
 
 def test_several_controlnets_are_several_and_come_back_from_a_folder(pipe, tmp_path):
-    both = tiny_pipeline(controlnet=[pipe.controlnet, controlnet(pipe.unet, 1)])
+    both = tiny_pipeline(controlnet=[pipe.controlnet, controlnet_for(pipe.unet, 1)])
     options = {"control_image": [EDGES, picture(1)], "controlnet_conditioning_scale": [1.0, 0.0]}
     alone = edit(pipe, control_image=EDGES)
     np.testing.assert_allclose(edit(both, **options), alone, atol=1e-5)

@@ -105,6 +105,20 @@ def test_a_step_changes_what_its_stage_trains_and_nothing_else(name, tmp_path):
         assert changed & set(chosen), group  # not each of them: behind a branch that starts at zero nothing moves yet
 
 
+def test_rows_of_codes_stay_while_places_are_learned(tmp_path):
+    """No answer of theirs is a code; AdamW would make whole steps of the little that a softmax over all ids says of them."""
+    recipe = get_stage("3-places")
+    recipe = replace(recipe, batch_size=1, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
+    everything = parts()
+    trainer = Trainer(recipe, build_objective(recipe, everything, tmp_path), tmp_path, cpu=True)
+    table = everything.language_model.get_input_embeddings().weight
+    first = trainer.objective.context.vocabulary.level0_range[0]
+    before = table.detach().clone()
+    trainer.train_step()
+    trainer.train_step()
+    assert torch.equal(table[first:], before[first:]) and not torch.equal(table[:first], before[:first])
+
+
 def test_the_words_loss_is_the_cross_entropy_of_whole_prompts():
     """With the prefix shared and the suffixes padded side by side it is what each whole prompt would give alone."""
     here = objective(QUESTIONS)

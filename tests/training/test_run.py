@@ -144,5 +144,5 @@ def test_a_run_over_files_says_what_it_left_out_and_goes_on_counting(tmp_path):
     assert record["skipped"]["file"] == about and record["skipped"]["line"] == 1
     assert any("1.png" in reason for reason in record["skipped"]["reasons"].values())
     assert first.items() <= json.loads((folder / "skipped.json").read_text())["names"].items()
-    with pytest.raises(ValueError, match="stages 2, 3"):
+    with pytest.raises(ValueError, match="are learned in stages 2, 3"):
         run_stage("1b", tmp_path, overrides={"data": [(str(scenes), 1.0)]}, progress=False)

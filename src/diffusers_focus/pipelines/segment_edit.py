@@ -75,9 +75,12 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         score_threshold: float = 0.5,
         fallback_threshold: float = 0.3,
         duplicate_iou: float = 0.7,
+        presence_threshold: float = 0.0,
+        calibration: dict | None = None,
         mask_dilation: float = 0.02,
         mask_feather: float = 0.02,
         masks_trained: bool = True,
+        classes_trained: bool = True,
         edit_masks_trained: bool = True,
         edit_regions_trained: bool = False,
         edit_without_mask: bool = False,
@@ -115,9 +118,12 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
             score_threshold=score_threshold,
             fallback_threshold=fallback_threshold,
             duplicate_iou=duplicate_iou,
+            presence_threshold=presence_threshold,
+            calibration=calibration,
             mask_dilation=mask_dilation,
             mask_feather=mask_feather,
             masks_trained=masks_trained,
+            classes_trained=classes_trained,
             edit_masks_trained=edit_masks_trained,
             edit_regions_trained=edit_regions_trained,
             edit_without_mask=edit_without_mask,
@@ -150,11 +156,15 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, for `decoder_prompt`. None where the decoder takes no words.
         controlnet ([`ControlNetModel`], a list of them or [`MultiControlNetModel`]): SDXL's, for `control_image`.
         resolution_group: [width, height] of the sizes the UNet was trained on; the place in the list is its condition.
-        score_threshold, fallback_threshold, duplicate_iou: which proposals count, see `steps.segment.select_objects`.
+        score_threshold, fallback_threshold, duplicate_iou, presence_threshold: which proposals count, see
+            `steps.segment.select_objects`.
+        calibration: the maps that make scores, qualities and presence probabilities, see `steps.confidence`; written by
+            `diffusers-focus calibrate`. None is plain sigmoids.
         mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side.
         mask_feather: reach of the soft edge of an edit, likewise.
         masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
             an edit is a mask, box or rough mask from outside, or the whole image.
+        classes_trained: whether the language model knows lists of names. Without, `segment(classes=...)` asks each name by itself.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.

@@ -157,7 +157,7 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.0,
             warmup_steps=30,
             seed=42,
-            options={"mixture": {**WORDS, "question_kinds": PLACES}, "pixel_tokens": False},
+            options={"mixture": {**WORDS, "question_kinds": PLACES}, "pixel_tokens": False, "keep_codes": True},
         ),
         StageRecipe(
             name="3-all",
