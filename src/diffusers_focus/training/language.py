@@ -413,9 +413,9 @@ class LanguageObjective:
                     "code_answers": written[places].tolist(),
                 }
                 rows.append(suffix_row(self.context, prompt.parts, **codes))
-                before = vocabulary.image_ids(
-                    semantic[max(prompt.image, 0)], pixel[max(prompt.image, 0)], with_tag=False
-                )
+                before = None  # of text to image there is no source
+                if prompt.image >= 0:
+                    before = vocabulary.image_ids(semantic[prompt.image], pixel[prompt.image], with_tag=False)
                 dice = torch.Generator().manual_seed(prompt.seed)
                 noisy = torch.rand((), generator=dice) < self.mixture.history_noise
                 history = self._noised(ids, before, dice) if noisy else ids
@@ -445,7 +445,7 @@ class LanguageObjective:
                 figures.add(f"{name}_top1", right.sum().item(), len(right))
         terms.add("codes", torch.stack(means))
 
-    def _noised(self, ids: torch.Tensor, before: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
 
         Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
@@ -456,7 +456,7 @@ class LanguageObjective:
             here = (ids >= first) & (ids < stop)
             others[here] = torch.randint(first, stop, (int(here.sum()),), generator=dice)
         codes = ids >= self.context.vocabulary.level0_range[0]
-        wrong = before if torch.rand((), generator=dice) < 0.5 else others
+        wrong = before if before is not None and torch.rand((), generator=dice) < 0.5 else others
         swap = codes & (torch.rand(ids.shape, generator=dice) < 1.25 * torch.rand((), generator=dice))
         return torch.where(swap, wrong, ids)
 
