@@ -36,14 +36,19 @@ RECIPE = StageRecipe(
     options={"mixture": {"name_noise": 0.5, "dropout": 0.2, "history_noise": 0.5}, "prompts": 6},
 )
 
-if __name__ == "__main__":
-    output, shards, steps, precision = sys.argv[1:]
-    torch.set_num_threads(1)
+
+def train(output, shards, steps: int, dtype: torch.dtype) -> None:
+    """Train to the end, from wherever `output` has got to."""
     components = parts()
     for component in vars(components).values():
         if isinstance(component, torch.nn.Module):
-            component.to(getattr(torch, precision))
-    options = {**RECIPE.options, "data": [(shards, 1.0)]}
-    recipe = share_of(replace(RECIPE, steps=int(steps), options=options))
+            component.to(dtype)
+    options = {**RECIPE.options, "data": [(str(shards), 1.0)]}
+    recipe = share_of(replace(RECIPE, steps=steps, options=options))
     trainer = Trainer(recipe, LanguageObjective(components, recipe), output, cpu=True)
     assert trainer.run(progress=False)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(sys.argv[1], sys.argv[2], int(sys.argv[3]), getattr(torch, sys.argv[4]))

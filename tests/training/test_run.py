@@ -126,6 +126,8 @@ def test_stops_between_renames_lose_nothing(first_stop, second_stop, tmp_path, m
         assert torch.equal(found.mask_in.weight, conditioner.mask_in.weight)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_over_files_says_what_it_left_out_and_goes_on_counting(tmp_path):
     scenes = tmp_path / "scenes"
     records = list(world_records(scenes, range(3), size=64, num_questions=2, num_edits=0))
