@@ -33,7 +33,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def order(self, seed: Sequence[int]) -> Sequence[int]:
+    def order(self, seed: Sequence[int]) -> Sequence[int] | np.ndarray:
         """Every index once, in an order that the seed decides."""
         ...
 
@@ -138,7 +138,7 @@ class SampleStream:
         """From (path, weight) pairs, see `parse_sources`."""
         return cls([open_source(path) for path, _ in pairs], [weight for _, weight in pairs], seed)
 
-    def _shuffled(self, source: int, round_number: int) -> Sequence[int]:
+    def _shuffled(self, source: int, round_number: int) -> Sequence[int] | np.ndarray:
         return self.sources[source].order((self.seed, source, round_number))
 
     def _mixed(self, block: int) -> np.ndarray:
