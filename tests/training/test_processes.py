@@ -158,4 +158,4 @@ def test_the_joint_objective_killed_ten_times_goes_on_to_the_identical_losses(sh
     steps(killed)
     steps(tmp_path / "whole")
     assert log_of(killed) == log_of(tmp_path / "whole")
-    assert float(log_of(killed)[-1]["skipped"]) > 0  # the damaged picture was met, counted and left out
+    assert any(float(row["skipped"]) for row in log_of(killed))  # the damaged picture was met, counted and left out

@@ -308,7 +308,7 @@ def test_a_step_without_a_good_sample_changes_nothing(components, tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"task": "referring", "images": ["no.png"], "text": "x", "masks": []}\n')
     objective = LanguageObjective(components, replace(RECIPE, options={"mixture": {}, "data": [(str(tmp_path), 1.0)]}))
     loss, figures = objective.loss(objective.batch(0), 0)
-    assert loss.item() == 0 and not loss.requires_grad and figures == {"skipped": 1.0}
+    assert loss.item() == 0 and not loss.requires_grad and figures == {"skipped": 2.0}  # two units of one that there is
 
 
 def test_a_style_without_masks_is_refused(components, world):

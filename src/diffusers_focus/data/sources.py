@@ -48,14 +48,17 @@ class Skipped:
     Attributes:
         names: name -> its kind: "line" (no record), "file" (damaged or missing) or "prompt" (cannot be asked).
         reasons: name -> reason, of the first 20.
+        times: how often something was left out, the same thing again included.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
+        self.times = 0
 
     def add(self, kind: str, name: str, reason: Any) -> None:
         """Note what is left out."""
+        self.times += 1
         if name not in self.names:
             self.names[name] = kind
             if len(self.reasons) < EXAMPLES_KEPT:

@@ -160,7 +160,7 @@ class LanguageObjective:
         for part in self._parts(batch):
             self._part_loss(part, terms, figures)
         if self.samples is not None:
-            figures.add("skipped", float(len(self.samples.stream.skipped.names)), 1)
+            figures.add("skipped", float(self.samples.left_out), 1)
         return terms.total(), {**figures.means(), **terms.means()}
 
     def _part_loss(self, batch: LanguageBatch, terms: _Terms, figures: _Figures) -> None:
