@@ -135,13 +135,15 @@ class LanguageBatch:
     inputs: FocusImageInputs | tuple[FocusImageInputs, ...] | None = None
     counts: tuple[int, ...] = ()
 
-    def to(self, device: torch.device) -> LanguageBatch:
-        """The same batch with its pictures, masks and regions on a device; what codes are made of stays where it is."""
-        if device.type == "cpu":
+    def to(self, device: torch.device, dtype: torch.dtype) -> LanguageBatch:
+        """The same batch with its pictures and regions on a device and in a floating point type, its masks on the device; what
+        codes are made of stays where it is.
+        """
+        if device.type == "cpu" and dtype == torch.float32:
             return self
 
         def inputs(one: FocusImageInputs) -> FocusImageInputs:
-            return one.to(device=device)
+            return one.to(device=device, dtype=dtype)
 
         moved = [
             replace(p, **{n: getattr(p, n).to(device) for n in ("change", "ignored") if getattr(p, n) is not None})
@@ -150,12 +152,12 @@ class LanguageBatch:
         own = self.inputs
         return replace(
             self,
-            pixel_values=self.pixel_values.to(device),
+            pixel_values=self.pixel_values.to(device, dtype),
             masks=[mask.to(device) for mask in self.masks],
-            regions=self.regions.to(device),
+            regions=self.regions.to(device, dtype),
             region_images=self.region_images.to(device),
             masked=moved,
-            target_pixels=self.target_pixels.to(device),
+            target_pixels=self.target_pixels.to(device, dtype),
             inputs=tuple(map(inputs, own)) if isinstance(own, tuple) else None if own is None else inputs(own),
         )
 
