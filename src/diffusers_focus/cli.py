@@ -172,6 +172,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="exclude",
         help="the colour and shape pairs that training never sees (default: %(default)s)",
     )
+    world.add_argument(
+        "--clips",
+        type=_positive,
+        nargs="?",
+        const=24,
+        metavar="FRAMES",
+        help="clips of so many frames in place of scenes, in the layout of DAVIS (default: 24 frames)",
+    )
     world.add_argument("-o", "--output", default="world", metavar="DIR", help="folder (default: %(default)s)")
 
     train = command("train", _train, "run one training stage of focus-tiny")
@@ -436,6 +444,13 @@ def _world(args: argparse.Namespace) -> None:
 
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.clips is not None:
+        from .data.clips import ClipSpec, sample_clip, write_clip
+
+        spec = ClipSpec(frames=args.clips, held_out=args.held_out)
+        for seed in range(args.seed, args.seed + args.count):
+            print(write_clip(folder, sample_clip(seed, spec), args.size))
+        return
     may_name = args.held_out != "exclude"
     for seed in range(args.seed, args.seed + args.count):
         scene = sample_scene(seed, held_out=args.held_out)

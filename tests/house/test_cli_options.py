@@ -29,7 +29,7 @@ FROZEN = {
         *["--mask-image", "--save-mask", "--strength", "--target"],
     ],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
-    "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
+    "world": ["--clips", "--count", "--held-out", "--output", "--seed", "--size", "-o"],
     "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
