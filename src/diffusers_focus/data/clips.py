@@ -1,11 +1,10 @@
 """Clips of the still-life world: the objects of a scene on straight or curved paths, with masks and identities a frame.
 
 Paper: FOCUS (arXiv 2506.16806), video segmentation (there DAVIS-2017, Ref-YouTube-VOS, ReVOS, YouTube-VIS), at the size of
-`focus-tiny`. Frame 0 of a clip is the scene of its seed, so every object begins at least 60% visible; afterwards objects may hide
-each other, leave the picture and come back. Where an object is follows from the number of the frame alone, so a clip may
-be of any length and its frames may be drawn in any order. Frames differ in noise, not in background. The design is this project's own.
-
-An object keeps its index in `masks` (and its number, the index plus one, in DAVIS's maps) through the whole clip.
+`focus-tiny`. Frame 0 of a clip is the scene of its seed, so every object begins at least 60% visible; afterwards objects may
+hide each other, leave the picture and come back. Where an object is follows from the number of the frame alone, so a clip may
+be of any length and its frames may be drawn in any order. Frames differ in noise, not in background. An object keeps its index
+in `masks` (and its number, the index plus one, in DAVIS's maps) through the whole clip. The design is this project's own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ STEADY_KINDS = ("shape", "colour", "colour_shape", "size", "striped", "largest")
 """Kinds of expression that mean the same object in every frame: what an object is, not where."""
 
 _CLIP_STREAM = 2  # of the seed's random numbers; scenes and noise have 0 and 1
-_FRAME_SEEDS = 2**32  # the noise of frame t is that of seed + t * this: none of another clip's, and frame 0 is the scene
+_FRAME_SEEDS = (
+    2**32
+)  # the noise of frame t is that of seed + t * this: none of another clip's, and frame 0 is the scene
 _TRIES = 60
 
 

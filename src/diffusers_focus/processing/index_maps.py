@@ -1,8 +1,8 @@
 """Maps of object numbers: masks of a frame as one palette picture, the way DAVIS writes them.
 
-Paper: FOCUS (arXiv 2506.16806), video segmentation is measured on DAVIS-2017. Pixel values are identities (1 for the first object),
-0 is the background; 255 is void in DAVIS and never written here. The colours are PASCAL VOC's, as DAVIS's are (but for a shade): the bits
-of a number, three at a time, fill red, green and blue from the highest bit down.
+Paper: FOCUS (arXiv 2506.16806), video segmentation is measured on DAVIS-2017. Pixel values are identities (1 for the first
+object), 0 is the background; 255 is void in DAVIS and never written here. The colours are PASCAL VOC's, as DAVIS's are (but for
+a shade): the bits of a number, three at a time, fill red, green and blue from the highest bit down.
 """
 
 from __future__ import annotations

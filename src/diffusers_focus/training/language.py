@@ -35,7 +35,7 @@ from ..steps.visual_tokens import fed_positions
 from .attention import use_grouped_attention
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
-from .losses import mask_iou, mask_loss, selection_loss
+from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .trainer import StageRecipe
 
@@ -49,6 +49,7 @@ WEIGHTS = {
     "select": 2.0,
     "edit": 3.0,
     "quality": 0.2,
+    "identity": 1.0,
 }
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
 
@@ -270,6 +271,9 @@ class LanguageObjective:
         quality = out.quality_logits.flatten(0, 1)[source, proposals].float()
         losses["quality"] = F.binary_cross_entropy_with_logits(quality, iou)
         self._edit_masks(batch, out, pixels, pairs, chosen, losses, figures)
+        if self.mixture.clips:
+            embeds = out.instance_embeds.flatten(0, 1)[source, proposals]
+            self._identities(batch, embeds, source // group, torch.cat([o for _, o in pairs]), losses, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
 
     def _truth(self, prompt: MaskPrompt, batch: LanguageBatch) -> torch.Tensor:
@@ -304,6 +308,21 @@ class LanguageObjective:
         losses["edit"] = bce + dice
         with torch.no_grad():
             figures["edit_iou"] = mask_iou(predicted, target).mean().item()
+
+    def _identities(self, batch, embeds, pictures, objects, losses, figures) -> None:
+        """Objects of two frames of a clip: their embeddings are alike, those of its other objects are not."""
+        counts = torch.tensor([len(masks) for masks in batch.masks])
+        real = objects < counts[pictures]  # the background of an edit is no object
+        embeds, pictures, objects = embeds[real], pictures[real], objects[real]
+        clips = torch.tensor(batch.scenes.clips)[pictures]
+        losses["identity"] = identity_loss(embeds, objects, clips, pictures)
+        with torch.no_grad():  # the share of proposals whose nearest one in the other frame is the same object
+            unit = F.normalize(embeds.float(), dim=-1)
+            others = (clips[:, None] == clips[None]) & (pictures[:, None] != pictures[None])
+            nearest = (unit @ unit.T).masked_fill(~others, -2).argmax(1)
+            linked = (objects[nearest] == objects)[others.any(1)]
+            if len(linked):
+                figures["linked"] = linked.float().mean().item()
 
     @torch.no_grad()
     def _mask_figures(self, batch, scores, wanted, iou, source, proposals, figures) -> None:

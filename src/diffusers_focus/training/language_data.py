@@ -127,7 +127,8 @@ class Mixture:
     answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than they
     should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is the
     number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
-    pictures with two identical objects, which only a region prompt tells apart.
+    pictures with two identical objects, which only a region prompt tells apart. `clips` is the share of pairs of neighbouring
+    pictures that are two frames of one clip, from which instance embeddings are learned.
     """
 
     questions: int = 8
@@ -143,6 +144,7 @@ class Mixture:
     name_noise: float = 0.5
     history_noise: float = 0.0
     twins: float = 0.15
+    clips: float = 0.0
 
     @property
     def masks(self) -> int:
@@ -181,7 +183,7 @@ def draw_batch(
     draw_edit: Callable[[Scene, np.random.Generator], Edit] = sample_edit,
 ) -> LanguageBatch:
     """The pictures and prompts of one step, a function of the arguments alone; `draw_edit` is where edits come from."""
-    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins)
+    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins, clips=mixture.clips)
     rng = np.random.default_rng((seed, step, 2))
     draft = _Draft(style, (size, size))
     draft.targets = [r.image for r in scenes.rendered]
