@@ -1,7 +1,7 @@
 """Frames of a clip, read one by one: from lists, arrays, folders, animated pictures and video files.
 
-Paper: FOCUS (arXiv 2506.16806), video is processed frame by frame. So nothing here ever holds a whole clip: frames come as a stream, in
-order or backwards (a region may be given on any frame), and a video that is read backwards is decoded in blocks of bounded size.
+Paper: FOCUS (arXiv 2506.16806), video is processed frame by frame. So nothing here holds a whole clip: frames come as a stream,
+in order or backwards (a region may be given on any frame), and a video that is read backwards is decoded in blocks.
 Video files are decoded by PyAV (extra `video`); GIFs and other animated pictures by Pillow.
 """
 

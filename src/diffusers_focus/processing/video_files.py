@@ -1,6 +1,6 @@
 """Pictures one after another into one file: a video (PyAV, extra `video`) or a GIF (Pillow alone).
 
-What is written is gone from memory; the file appears under its name only once it is complete. No paper, no measurement: for looking at.
+What is written is gone from memory; the file appears under its name only once it is complete. For looking at, never for measuring.
 """
 
 from __future__ import annotations
