@@ -90,7 +90,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_step_changes_what_its_stage_trains_and_nothing_else(name, tmp_path):
     recipe = get_stage(name)
-    recipe = replace(recipe, batch_size=1, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
+    pictures = 2 if recipe.options.get("mixture", {}).get("clips") else 1  # a clip has two frames
+    recipe = replace(recipe, batch_size=pictures, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
     everything = parts()
     given = SimpleNamespace(**{need: getattr(everything, need) for need in NEEDS[recipe.objective]})
     trainer = Trainer(recipe, build_objective(recipe, given, tmp_path), tmp_path, cpu=True)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..data.world import first_held_out_seed
 from .ablation import AblationTask
+from .clips import ClipTask
 from .codes import CodesTask
 from .edits import EditTask
 from .tasks import GROUPS, QuestionTask, RegionTask, SegmentTask, draw_batch
@@ -40,9 +41,11 @@ TASKS: dict[str, type] = {
     "edits": EditTask,
     "ablation": AblationTask,
     "codes": CodesTask,
+    "clips": ClipTask,
 }
-# The ablation draws every edit nine times, and codes are for looking into a model: they run only when they are asked for.
-DEFAULT_TASKS = tuple(name for name in TASKS if name not in ("ablation", "codes"))
+# The ablation draws every edit nine times, codes are for looking into a model, and a clip has the frames of sixteen scenes: they
+# run only when they are asked for.
+DEFAULT_TASKS = tuple(name for name in TASKS if name not in ("ablation", "codes", "clips"))
 DECODER_TASKS = frozenset({"edits", "ablation"})
 BATCH_SIZE = 32
 _PACKAGES = ("diffusers-focus", "diffusers", "transformers", "torch", "accelerate", "numpy")
@@ -66,7 +69,7 @@ def evaluate(
         pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
         count: Scenes in each group.
         groups: Of "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained); both by default.
-        tasks: Names of `TASKS`; by default all but the ablation and the codes. Those that draw are left out where the
+        tasks: Names of `TASKS`; by default all but the ablation, the codes and the clips. Those that draw are left out where the
             pipeline was not trained to (no `unet`, or `images_trained` is False), and an error without a `unet`.
         output: Where to write the result as JSON; the file is complete or not there, and grows group by group.
         batch_size: Scenes a call; only the ablation's shuffled masks depend on it.

@@ -23,12 +23,13 @@ from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
+from ._clip import FocusClipMixin
 from ._edit import FocusEditMixin
 from ._hub import register_pipeline
 from ._lora import FocusLoraMixin
 
 
-class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin):
+class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = (
@@ -77,6 +78,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         mask_feather: float = 0.02,
         masks_trained: bool = True,
         edit_masks_trained: bool = True,
+        instances_trained: bool = False,
         edit_regions_trained: bool = False,
         edit_without_mask: bool = False,
         images_trained: bool = True,
@@ -115,6 +117,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
             mask_feather=mask_feather,
             masks_trained=masks_trained,
             edit_masks_trained=edit_masks_trained,
+            instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
             edit_without_mask=edit_without_mask,
             images_trained=images_trained,
@@ -151,6 +154,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
             an edit is a mask, box or rough mask from outside, or the whole image.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
+        instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
+            without, features under the masks link the frames of a clip.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
         images_trained: whether the language model was trained to write images; without it, edits and generations come with a

@@ -20,6 +20,7 @@ class Settings(Protocol):
     mask_feather: float
     masks_trained: bool
     edit_masks_trained: bool
+    instances_trained: bool
     edit_regions_trained: bool
     edit_without_mask: bool
     images_trained: bool
@@ -57,6 +58,10 @@ SETTINGS: dict[str, Setting] = {
     "mask_feather": Setting(0.02, "Reach of the soft edge of an edit, likewise."),
     "masks_trained": Setting(True, "Whether the mask decoder was trained with this language model."),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
+    "instances_trained": Setting(
+        False,
+        "Whether instance embeddings tell objects apart; without, features under the masks link the frames of a clip.",
+    ),
     "edit_regions_trained": Setting(False, "Whether the language model knows edit prompts with regions in them."),
     "edit_without_mask": Setting(False, "Whether an instruction that finds nothing edits the whole image."),
     "images_trained": Setting(True, "Whether the language model was trained to write images."),

@@ -43,6 +43,8 @@ EVERYTHING = {
     "generations": 0.05,
     "twins": 0.25,
 }
+# Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
+FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
 
 def _reading(rate: float) -> tuple[ParameterGroup, ...]:
@@ -145,6 +147,17 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.35,
             seed=18,
             options={"mixture": EVERYTHING, "masks_every": 3, "initialize_codes": True},
+        ),
+        StageRecipe(
+            name="3-identities",
+            objective="language",
+            groups=(ParameterGroup("mask_decoder", 2e-3, include=("instance_head",)),),
+            steps=200,
+            batch_size=8,
+            warmup_steps=20,
+            decay_fraction=0.4,
+            seed=31,
+            options={"mixture": FRAMES},
         ),
         StageRecipe(
             name="4",
