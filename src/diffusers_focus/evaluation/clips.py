@@ -1,9 +1,9 @@
 """Following objects through clips of the still-life world: from regions, from words, and by the names of classes.
 
-Paper: FOCUS (arXiv 2506.16806), DAVIS17, Ref-DAVIS17, Ref-Youtube-VOS, ReVOS and YT-VIS, on the clips of `data/clips.py`. J and F of an
-object are means over the frames (davis2017-evaluation; an object that is out of the picture counts, and is right where nothing is
-found), figures means over objects, J&F the mean of both. The baselines look at no other frame: the mask of the first frame all
-along ("echo"), and the same words asked of every frame by itself ("independent").
+Paper: FOCUS (arXiv 2506.16806), DAVIS17, Ref-DAVIS17, Ref-Youtube-VOS, ReVOS and YT-VIS, on the clips of `data/clips.py`. J and F
+of an object are means over the frames (davis2017-evaluation; an object that is out of the picture counts, and is right where
+nothing is found), figures means over objects, J&F the mean of both. The baselines look at no other frame: the mask of the first
+frame all along ("echo"), and the same words asked of every frame by itself ("independent").
 """
 
 from __future__ import annotations

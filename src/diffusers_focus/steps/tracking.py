@@ -96,21 +96,24 @@ class Linking:
     """Numbers that decide how frames are linked; measured in docs/design.md.
 
     Args:
+        overlap_weight, likeness_weight: of the overlap with the expected place, and of the likeness to what an object looked like,
+            beside the score of its own prompt, when its proposal is chosen.
         least_score: of an object's own prompt, for it to be there.
-        least_likeness: to what it looked like, for an object to be there.
-        sure_overlap: with the expected place: an object that overlaps so much may look less like itself (half hidden).
+        least_likeness: for an object that overlaps its expected place by `sure_overlap` to be there: it may be half hidden.
+        lost_likeness: for any other object to be there.
         region_overlap: of a mask that was given and the object that the model sees in it, for them to be the same.
         same: overlap (IoU) from which two masks are one object.
-        lost_likeness: as `least_likeness`, for an object that was not seen in the frame before.
         least_evidence: for an object to be what its query means.
     """
 
-    least_score: float = 0.3
-    least_likeness: float = 0.5
-    sure_overlap: float = 0.3
+    overlap_weight: float = 4.0
+    likeness_weight: float = 2.0
+    least_score: float = 0.2
+    least_likeness: float = 0.75
+    lost_likeness: float = 0.92
+    sure_overlap: float = 0.15
     region_overlap: float = 0.3
     same: float = 0.5
-    lost_likeness: float = 0.7
     least_evidence: float = 0.4
 
 
@@ -178,7 +181,7 @@ class ClipTracker:
             candidates.append((agrees, row, logits, look))
         # Of two regions that the model sees the same object in, the one that agrees less with it is followed as it is.
         sights: dict[int, Sight] = {}
-        for agrees, row, logits, look in sorted(candidates, key=lambda item: -item[0]):
+        for _, row, logits, look in sorted(candidates, key=lambda item: -item[0]):
             others = [sight.logits > 0 for sight in sights.values()]
             if others and float(_iou((logits > 0)[None], torch.stack(others)).max()) >= self.linking.same:
                 logits = given[row]
@@ -237,7 +240,7 @@ class ClipTracker:
             near = overlap if track.missed == 0 else torch.zeros_like(overlap)
             fits = likeness >= torch.where(near >= limits.sure_overlap, limits.least_likeness, limits.lost_likeness)
             fits &= (scores[index] >= limits.least_score) & cells[index].flatten(1).any(1)
-            worth = scores[index] + near + likeness
+            worth = scores[index] + limits.overlap_weight * near + limits.likeness_weight * likeness
             for proposal in worth.argsort(descending=True).tolist():
                 if fits[proposal]:
                     found.append((float(worth[proposal]), index, proposal))
