@@ -137,11 +137,27 @@ def build_parser() -> argparse.ArgumentParser:
     _add_region(ask)
     _add_pipeline(ask)
 
-    segment = command("segment", _segment, "find what an expression or a region refers to")
-    segment.add_argument("image", metavar="IMAGE")
+    segment = command("segment", _segment, "find what an expression or a region refers to, in an image or a clip")
+    segment.add_argument("image", metavar="IMAGE", help="an image; or a clip: a video, a GIF, or a folder of frames")
     segment.add_argument("expression", metavar="EXPRESSION", nargs="?", help='such as "the red circle"')
     _add_region(segment)
-    segment.add_argument("-o", "--output", default="mask.png", metavar="FILE", help="mask (default: %(default)s)")
+    segment.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="mask of an image, or folder of a clip's masks (default: mask.png, or masks)",
+    )
+    segment.add_argument(
+        "--frame", type=_seed, metavar="N", help="the frame of a clip that the region is on (default: 0)"
+    )
+    segment.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="a clip with its masks laid over it, .gif or a video, in the folder (default: overlay.gif)",
+    )
+    segment.add_argument(
+        "--rle", action="store_true", help="also write a clip's masks as COCO run lengths, masks.jsonl"
+    )
     _add_pipeline(segment)
 
     edit = command("edit", _edit, "change a part of an image and nothing else")
@@ -396,7 +412,12 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    target = _check_target(args.output)
+    if _is_clip(args.image):
+        _segment_clip(args)
+        return
+    if args.frame is not None or args.overlay is not None or args.rle:
+        raise ValueError(f"--frame, --overlay and --rle belong to a clip, but {args.image!r} is a single image")
+    target = _check_target(args.output or "mask.png")
     image, region = _read_image(args.image), _region(args)
     if args.expression is None and region is None:
         raise ValueError("nothing to look for: give an EXPRESSION, --point, --box, --scribble or --mask")
@@ -408,6 +429,48 @@ def _segment(args: argparse.Namespace) -> None:
     for mask, score, label in zip(masks, scores, labels, strict=True):
         print(f"{label}  score {float(score):.2f}  {int(mask.sum())} pixels")
     print(target)
+
+
+def _is_clip(path: str) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    from .processing.video_files import CODECS
+
+    if Path(path).is_dir() or Path(path).suffix.lower() in CODECS:
+        return True
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except UnidentifiedImageError:
+        return False
+    except FileNotFoundError:
+        return False  # told where the image is read
+
+
+def _segment_clip(args: argparse.Namespace) -> None:
+    from . import FocusClipWriter
+    from .processing.clips import open_clip
+
+    region = _region(args)
+    if args.expression is None and region is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --point, --box, --scribble or --mask")
+    if args.frame is not None and region is None:
+        raise ValueError("--frame says which frame a region is on; give --point, --box, --scribble or --mask")
+    clip = open_clip(args.image)
+    regions = None if region is None else {args.frame or 0: region}
+    folder = Path(args.output or "masks")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {str(folder)!r} is a file; a clip's masks go into a folder")
+    stream = _load(args).stream_clip(clip, args.expression, regions)
+    overlay = args.overlay or "overlay.gif"
+    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, rle=args.rle) as writer:
+        for frame in stream:
+            writer.write(frame)
+    if not writer.objects:
+        print("nothing found")
+    for number, one in sorted(writer.objects.items()):
+        print(f"{number}  {one['label']}  score {one['score']:.2f}  {one['frames']} frames")
+    print(folder)
 
 
 def _edit(args: argparse.Namespace) -> None:

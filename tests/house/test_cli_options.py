@@ -23,7 +23,10 @@ SAMPLING = ["--guidance-scale", "--seed", "--steps"]
 FROZEN = {
     "": ["--debug", "--version"],
     "ask": ["IMAGE", "QUESTION", *REGION, *PIPELINE],
-    "segment": ["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--output", "-o"],
+    "segment": [
+        *["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--output", "-o"],
+        *["--frame", "--overlay", "--rle"],
+    ],
     "edit": [
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
         *["--mask-image", "--save-mask", "--strength", "--target"],
