@@ -3,6 +3,7 @@
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
+           make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
@@ -23,7 +24,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "4")
+ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "3-identities", "4")
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -79,6 +80,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
         **components,
         resolution_group=[[128, 128]],
         edit_masks_trained=writes_images,
+        instances_trained=(runs / "stages" / "3-identities" / "recipe.json").exists(),
         images_trained=writes_images,
         default_num_inference_steps=12,
         default_guidance_scale=1.5,

@@ -42,7 +42,7 @@ def test_objects_have_the_numbers_of_their_regions_in_every_frame(pipe, clip):
 
 
 def test_streaming_and_collecting_say_the_same(pipe, clip):
-    frames = list(pipe.stream_clip(clip, region=REGIONS), **SHORT)
+    frames = list(pipe.stream_clip(clip, region=REGIONS, **SHORT))
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     arrays = pipe.segment_clip(clip, region=REGIONS, **SHORT)
     maps = pipe.segment_clip(

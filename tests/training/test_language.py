@@ -324,3 +324,21 @@ def test_copy_heads_go_where_answers_suffer_least(noisy):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert here._least_used_heads() == noisy
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_instance_embeddings_learn_from_pairs_of_frames():
+    mixture = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.0, "clips": 1.0}
+    here = objective(mixture)
+    for name, module in here.modules().items():
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(name == "mask_decoder" and key.startswith("instance_head"))
+    head = [p for p in here.components.mask_decoder.instance_head.parameters()]
+    optimizer, batch, losses = torch.optim.AdamW(head, 1e-2), here.batch(0), []
+    assert batch.scenes.clips == [0, 0] and len(batch.masks[0]) == len(batch.masks[1])
+    for _ in range(6):
+        total, figures = here.loss(batch, 0)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(figures["identity"])
+    assert losses[-1] < 0.7 * losses[0] and 0 <= figures["linked"] <= 1

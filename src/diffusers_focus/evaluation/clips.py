@@ -17,16 +17,18 @@ from ..data.clips import Clip, ClipSpec, clip_expressions, sample_clip
 from ..data.language import Referral
 from ..data.regions_sampling import REGION_KINDS, region_prompt
 from ..data.world import SHAPES
+from ..processing.regions import Mask
 from . import metrics
 from .tasks import GROUPS, Batch, figure, is_held_out, kinds_of, scene_rng
 
-SPEC = ClipSpec(frames=16, leaving=0.5)
+SPEC = ClipSpec(frames=12, speed=(0.015, 0.05), leaving=0.5)
 LEAST_SHOWN = 0.6  # of its pixels in the first frame: an object that is pointed at
 
 
 class ClipTask:
-    """One clip a scene of the batch, with its seed, in three ways: "regions" (all objects, pointed at on one frame, any of them),
-    "words" (one expression) and "classes" (all shapes by their names).
+    """One clip a scene of the batch, with its seed, in four ways: "regions" (all objects, pointed at on one frame, any of them),
+    "words" (one expression), "classes" (all shapes by their names), and "links" (which object of the last frame is which of the
+    first, by the instance embeddings alone).
     """
 
     def __init__(self, name: str = "clips", spec: ClipSpec = SPEC) -> None:
@@ -34,11 +36,12 @@ class ClipTask:
         self.regions: list[dict[str, Any]] = []
         self.words: list[dict[str, Any]] = []
         self.classes: list[dict[str, Any]] = []
+        self.links: list[dict[str, Any]] = []
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Of all three ways."""
-        return [*self.regions, *self.words, *self.classes]
+        """Of all four ways."""
+        return [*self.regions, *self.words, *self.classes, *self.links]
 
     def run(self, pipe: Any, batch: Batch) -> None:
         """Follow the objects of the clip of every scene."""
@@ -51,6 +54,7 @@ class ClipTask:
             self._regions(pipe, clip, frames, truth)
             self._words(pipe, clip, frames, truth, batch.may_name)
             self._classes(pipe, clip, frames, truth)
+            self._links(pipe, clip, frames, truth)
 
     def _regions(self, pipe: Any, clip: Clip, frames: list[np.ndarray], truth: np.ndarray) -> None:
         rng = scene_rng(clip.scene, self.name)
@@ -112,6 +116,32 @@ class ClipTask:
                 }
             )
 
+    def _links(self, pipe: Any, clip: Clip, frames: list[np.ndarray], truth: np.ndarray) -> None:
+        whole = truth[:, 0].sum(axis=(1, 2))
+        both = [i for i in range(len(truth)) if truth[i, -1].sum() >= LEAST_SHOWN * whole[i]]
+        if len(both) < 2:
+            return
+        vectors, centres = [], []
+        for t in (0, len(frames) - 1):
+            out = pipe.segment(frames[t], region=[Mask(truth[i, t]) for i in both])
+            if not all(map(len, out.instance_embeds)):
+                return
+            rows = np.stack([embeds[0] for embeds in out.instance_embeds])
+            vectors.append(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9))
+            centres.append(np.stack([np.argwhere(truth[i, t]).mean(axis=0) for i in both]))
+        likeness = vectors[1] @ vectors[0].T
+        distance = np.linalg.norm(centres[1][:, None] - centres[0][None], axis=-1)
+        for place, index in enumerate(both):
+            self.links.append(
+                {
+                    "scene": clip.seed,
+                    "kind": clip.scene.objects[index].shape,
+                    "right": int(likeness[place].argmax()) == place,
+                    "nearest": int(distance[place].argmin()) == place,
+                    "chance": 1 / len(both),
+                }
+            )
+
     def figures(self) -> dict[str, Any]:
         """J&F, J and F beside the baselines; of classes the IoU of whole tracks, how many are named right, and how well identities
         are kept.
@@ -128,6 +158,9 @@ class ClipTask:
             names = {"volume_IoU": "volume", "named": "named", "identity_kept": "kept", "tracks_an_object": "tracks"}
             rows = {name: [row for row in self.classes if row[key] is not None] for name, key in names.items()}
             found["classes"] = {name: figure(rows[name], key) for name, key in names.items() if rows[name]}
+        if self.links:
+            names = {"linked": "right", "linked_by_place": "nearest", "linked_by_chance": "chance"}
+            found["links"] = {name: figure(self.links, key) for name, key in names.items()}
         return found
 
 

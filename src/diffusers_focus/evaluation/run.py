@@ -43,7 +43,7 @@ TASKS: dict[str, type] = {
     "codes": CodesTask,
     "clips": ClipTask,
 }
-# The ablation draws every edit nine times, codes are for looking into a model, and a clip has the frames of sixteen scenes: they
+# The ablation draws every edit nine times, codes are for looking into a model, and a clip has the frames of twelve scenes: they
 # run only when they are asked for.
 DEFAULT_TASKS = tuple(name for name in TASKS if name not in ("ablation", "codes", "clips"))
 DECODER_TASKS = frozenset({"edits", "ablation"})

@@ -51,7 +51,8 @@ class Track:
         first, last: what it looked like when it was first and when it was last seen well.
         cells: bool [h, w], where it was last seen.
         centre, speed: (x, y) of its middle in cells, and how far that moves a frame.
-        meant, asked: how much, and in how many frames in which it was seen, its query meant it.
+        asked, meant: frames in which it was seen and its query was asked, and those of them in which the query meant it.
+        worth: the sum of the scores with which it was meant.
         votes: of class lists, what it was called.
         label: a name.
         missed: frames since it was seen.
@@ -65,15 +66,21 @@ class Track:
     centre: torch.Tensor
     label: str = ""
     speed: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
-    meant: float = 0.0
     asked: int = 0
+    meant: int = 0
+    worth: float = 0.0
     votes: dict[str, float] = field(default_factory=dict)
     missed: int = 0
 
     @property
-    def evidence(self) -> float:
-        """How surely its query means it, 0 to 1."""
+    def share(self) -> float:
+        """In which share of the frames its query meant it."""
         return self.meant / max(1, self.asked)
+
+    @property
+    def evidence(self) -> float:
+        """How surely its query means it: the mean score, 0 where it did not."""
+        return self.worth / max(1, self.asked)
 
 
 @dataclass
@@ -103,7 +110,7 @@ class Linking:
         lost_likeness: for any other object to be there.
         region_overlap: of a mask that was given and the object that the model sees in it, for them to be the same.
         same: overlap (IoU) from which two masks are one object.
-        least_evidence: for an object to be what its query means.
+        least_share: of the frames in which an object is seen, for it to be what its query means.
     """
 
     overlap_weight: float = 4.0
@@ -114,7 +121,7 @@ class Linking:
     sure_overlap: float = 0.15
     region_overlap: float = 0.3
     same: float = 0.5
-    least_evidence: float = 0.4
+    least_share: float = 0.4
 
 
 class ClipTracker:
@@ -300,6 +307,7 @@ class ClipTracker:
         here = {sight.track for sight in own}
         lost = [track for track in self.tracks if track.query == query and track not in here]
         regained: list[Sight] = []
+        new = list(free)
         if lost:
             memory = torch.stack([torch.stack([t.first.vector, t.last.vector]) for t in lost])
             likeness = torch.einsum("tkd,jd->tkj", memory, torch.stack([looks[j].vector for j in free])).amax(1)
@@ -311,10 +319,8 @@ class ClipTracker:
                 self._see(encoding, track, logits[place], looks[place].vector)
                 self._mean(track, found, place)
                 regained.append(Sight(track, logits[place], float(found.scores[place])))
-            seen = {sight.track for sight in regained}
-            free = [place for place in free if not any(torch.equal(s.logits, logits[place]) for s in regained)]
-            here |= seen
-        for place in free:
+                new.remove(place)
+        for place in new:
             track = self._begin(query, logits[place], looks[place], found.labels[place])
             track.asked = 1
             self._mean(track, found, place)
@@ -323,7 +329,8 @@ class ClipTracker:
 
     def _mean(self, track: Track, found: FoundObjects, index: int) -> None:
         score, label = float(found.scores[index]), found.labels[index]
-        track.meant += score
+        track.meant += 1
+        track.worth += score
         track.votes[label] = track.votes.get(label, 0.0) + score
         track.label = max(track.votes, key=lambda name: track.votes[name])
 
@@ -331,7 +338,7 @@ class ClipTracker:
         """Whether a track is what its query means, as far as one knows by now."""
         if not self.queries:
             return True
-        if track.evidence < self.linking.least_evidence:
+        if track.share < self.linking.least_share:
             return False
         if self.queries[track.query].task == CLASS:
             return True
@@ -344,7 +351,8 @@ class ClipTracker:
         for query, prompt in enumerate(self.queries):
             most = MOST_TRACKS if prompt.task == CLASS else MOST_MEANT
             own = [track for track in self.tracks if track.query == query]
-            for track in sorted(own, key=lambda t: (t.missed == 0, t.evidence, -t.missed))[: len(own) - most]:
+            least = sorted(own, key=lambda t: (t.missed == 0, t.evidence, -t.missed))
+            for track in least[: max(0, len(own) - most)]:
                 self.tracks.remove(track)
 
     # -- tracks and looks ------------------------------------------------------------------------------------------
