@@ -4,6 +4,7 @@
 #
 #   make demo   [IMAGE=photo.png] [PROMPT="make the star blue"]   segment and edit an image with focus-tiny
 #   make test   [ARGS="-k mask -x"]                               the fast tests (ARGS="-m slow" for the slow ones)
+#   make test-extras                                              the tests that need torchvision, in an environment of their own
 #   make check                                                    lint, format, types, import direction
 #   make format                                                   let ruff repair what it can
 #   make tiny   [ARGS="..."]                                      train focus-tiny from nothing
@@ -14,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help demo test check format tiny bench clean
+.PHONY: help demo test test-extras check format tiny bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +28,10 @@ demo: $(VENV)/.installed-base
 	@$(RUN) examples/demo.py $${IMAGE:+--image "$$IMAGE"} $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-extras: $(VENV)-extras/.installed
+	OMP_NUM_THREADS=1 $(VENV)-extras/bin/python -m pytest tests/pipelines/test_guides.py -rs $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
@@ -46,8 +50,15 @@ bench: $(VENV)/.installed-train
 	$(RUN) benchmarks/bench_focus_tiny.py $(ARGS)
 	$(RUN) benchmarks/bench_switches.py
 
+# controlnet-aux needs torchvision, which goes with one torch alone.
+$(VENV)-extras/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)-extras
+	grep -v '^torch==' constraints.txt > $(VENV)-extras/constraints.txt
+	$(VENV)-extras/bin/python -m pip install --quiet --constraint $(VENV)-extras/constraints.txt torch==2.14.1 torchvision==0.29.1 --editable '.[dev,controlnet]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-extras .pytest_cache .ruff_cache .import_linter_cache build dist src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

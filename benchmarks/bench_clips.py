@@ -71,7 +71,10 @@ def main() -> None:
     loaded = process.memory_info().rss
     most_short = most = loaded
     began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder, FocusClipWriter(folder, overlay="overlay.gif", rle=True) as writer:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FocusClipWriter(folder, overlay="overlay.gif", lines="masks.jsonl") as writer,
+    ):
         for frame in pipe.stream_clip(frames, region=region):
             writer.write(frame)
             most = max(most, process.memory_info().rss)

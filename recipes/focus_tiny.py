@@ -1,6 +1,6 @@
 """Train focus-tiny from nothing and publish it: `make tiny`, or `python recipes/focus_tiny.py --help`.
 
-Command:   make tiny                                  (every stage, then pipelines/focus-tiny)
+Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
            make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
@@ -12,7 +12,8 @@ Hours:     7.2 core-hours for the published stages (sum of the records); stage 3
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
            Stage 3 ran in two parts there, 3-true-histories and 3: docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
-           1a-semantic -> 3 (masks and visual tokens) | 4 (mask-guided decoder). `|` marks what does not depend on each other.
+           1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) |
+           4 (mask-guided decoder). `|` marks what does not depend on each other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,22 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "3-identities", "4")
+ORDER = (
+    *(
+        "0-vae",
+        "0-features",
+        "0-encoders",
+        "1a-pixel",
+        "2",
+        "1a-semantic",
+        "1b",
+        "3",
+        "3-places",
+        "3-all",
+        "3-identities",
+    ),
+    "4",
+)
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -37,7 +53,9 @@ def arguments() -> argparse.Namespace:
         "--init", metavar="DIR", help="pipeline folder whose components fill what the training folder lacks"
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N")
-    parser.add_argument("--publish-only", action="store_true", help="train nothing, publish what the folder holds")
+    parser.add_argument(
+        "--publish-only", action="store_true", help="train nothing; publish and calibrate what the folder holds"
+    )
     parser.add_argument("--output", metavar="DIR", default=str(ROOT / "pipelines" / "focus-tiny"))
     return parser.parse_args()
 
@@ -79,6 +97,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
+        classes_trained=False,
         edit_masks_trained=writes_images,
         instances_trained=(runs / "stages" / "3-identities" / "recipe.json").exists(),
         images_trained=writes_images,
@@ -117,14 +136,24 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
     return output
 
 
+def calibrate(folder: str | Path) -> None:
+    """Fit scores and thresholds of a published folder on validation scenes; publishing has dropped those of the weights before."""
+    from diffusers_focus.cli import main as command
+
+    if command(["calibrate", "--pipeline", str(folder)]):
+        raise SystemExit(f"{folder} is published, but its scores are not calibrated")
+
+
 def main() -> None:
-    """Train, then publish."""
+    """Train, publish, calibrate."""
     options = arguments()
     if options.init:
         adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads, trained=bool(options.init))
-    print(publish(options.runs, options.output))
+    published = publish(options.runs, options.output)
+    print(published)
+    calibrate(published)
 
 
 if __name__ == "__main__":

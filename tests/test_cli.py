@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -155,3 +156,15 @@ def test_info_names_a_pointer_file(tmp_path, capsys):
     (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKL"]}))
     assert status("info", tmp_path) == 2
     assert "is not a safetensors file" in error_of(capsys)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is not None, reason="Gradio is there")
+def test_app_says_what_to_install_where_gradio_is_missing(capsys):
+    assert status("app") == 2
+    assert "pip install 'diffusers-focus[demo]'" in error_of(capsys)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "web"])
+def test_app_wants_a_port(port, capsys):
+    assert status("app", "--port", port) == 2
+    assert "a port from 0 up to 65535" in error_of(capsys)

@@ -5,6 +5,7 @@ Whether its answers are good is measured elsewhere (`diffusers-focus eval`); her
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from diffusers_focus import cli
+from diffusers_focus.data.coco_masks import decode_rle
 from diffusers_focus.data.regions_sampling import dilate
 
 PIPELINE = Path(__file__).resolve().parent.parent / "pipelines" / "focus-tiny"
@@ -70,7 +72,19 @@ def test_segment_a_clip_from_a_region_on_one_of_its_frames(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(frames)]
     item = json.loads((tmp_path / "world" / "1000001.json").read_text())["scene"]["objects"][-1]
     click = f"{item['cx'] * 128:.0f},{item['cy'] * 128:.0f}"
-    argv = ["segment", frames, "--point", click, "--frame", 0, "-o", tmp_path / "out", "--overlay", "seen.gif", "--rle"]
+    argv = [
+        "segment",
+        frames,
+        "--point",
+        click,
+        "--frame",
+        0,
+        "-o",
+        tmp_path / "out",
+        "--overlay",
+        tmp_path / "out" / "seen.gif",
+    ]
+    argv += ["--json", tmp_path / "out" / "masks.jsonl"]
     assert status(*argv, "--pipeline", PIPELINE) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -85,6 +99,33 @@ def test_segment_a_clip_from_a_region_on_one_of_its_frames(tmp_path, capsys):
         == 0
     )
     assert (tmp_path / "again" / "00002.png").is_file()
+
+
+def test_a_conversation_goes_on_from_the_standard_input(scene, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("how many objects are there?\n\ndescribe the image\n"))
+    click = f"{scene[1]['scene']['objects'][-1]['cx'] * 128:.0f},{scene[1]['scene']['objects'][-1]['cy'] * 128:.0f}"
+    assert status("ask", scene[0], "what is this?", "--point", click, "--chat", "--pipeline", PIPELINE) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(lines) and lines[1] in ("one", "two", "three", "four", "five")
+    assert status("ask", scene[0], "--also", scene[0], "--temperature", 1, "--seed", 3, "--pipeline", PIPELINE) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_segment_by_names_and_by_several_clicks(scene, tmp_path, capsys):
+    files = {name: tmp_path / name for name in ("mask.png", "over.png", "found.json")}
+    argv = ["-o", files["mask.png"], "--overlay", files["over.png"], "--json", files["found.json"]]
+    names = [item["shape"] for item in scene[1]["scene"]["objects"]]
+    assert status("segment", scene[0], "--classes", *names, "--task", "panoptic", *argv, "--pipeline", PIPELINE) == 0
+    found = json.loads(files["found.json"].read_text())
+    assert found["objects"] and all(one["label"] in names for one in found["objects"])
+    union = np.any([decode_rle(one["segmentation"]) for one in found["objects"]], axis=0)
+    assert (union == (pixels(files["mask.png"]) > 0)).all() and pixels(files["over.png"]).shape == (128, 128, 3)
+    first, last = (
+        f"{item['cx'] * 128:.0f},{item['cy'] * 128:.0f}" for item in (scene[1]["scene"]["objects"][i] for i in (0, -1))
+    )
+    assert status("segment", scene[0], "--point", last, "--not-point", first, *argv[:2], "--pipeline", PIPELINE) == 0
+    x, y = map(int, first.split(","))
+    assert not pixels(files["mask.png"])[y, x]
 
 
 def test_edit_changes_nothing_but_its_place(scene, tmp_path):

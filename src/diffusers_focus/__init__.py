@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .processing.regions import Mask as Mask
     from .processing.regions import Point as Point
     from .processing.regions import Scribble as Scribble
+    from .processing.regions import Strokes as Strokes
     from .steps.clips import FocusClipFrame as FocusClipFrame
     from .steps.encode import FocusImageEncoding as FocusImageEncoding
 
@@ -101,6 +102,7 @@ _HOMES: dict[str, str] = {
     "Mask": "processing.regions",
     "Point": "processing.regions",
     "Scribble": "processing.regions",
+    "Strokes": "processing.regions",
 }
 
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

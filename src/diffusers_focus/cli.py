@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | world | train | eval | convert | info`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | calibrate | data | ...`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -11,6 +11,7 @@ half a picture behind. What the user got wrong is told in one line on the standa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from .data.language import Edit
     from .data.world import Scene
-    from .processing.regions import Region
 
 DEFAULT_PIPELINE = Path("pipelines") / "focus-tiny"
 USER_ERROR = 2
@@ -84,6 +84,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 up to 65535, got {text!r}")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 up to 2**63 - 1, got {text!r}")
@@ -107,10 +113,15 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
 
 def _add_region(parser: argparse.ArgumentParser) -> None:
     region = parser.add_mutually_exclusive_group()
-    region.add_argument("--point", type=_point, metavar="X,Y", help="a click on the object, in pixels")
+    region.add_argument(
+        "--point", type=_point, action="append", metavar="X,Y", help="a click on the object, in pixels; may be repeated"
+    )
     region.add_argument("--box", type=_box, metavar="X0,Y0,X1,Y1", help="a box around the object, in pixels")
     region.add_argument("--scribble", type=_scribble, metavar='"X,Y X,Y ..."', help="a stroke inside the object")
     region.add_argument("--mask", metavar="FILE", help="a rough mask of the object: bright is inside, the image's size")
+    parser.add_argument(
+        "--not-point", type=_point, action="append", metavar="X,Y", help="a click on what is not meant; may be repeated"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -133,30 +144,42 @@ def build_parser() -> argparse.ArgumentParser:
 
     ask = command("ask", _ask, "answer a question about an image")
     ask.add_argument("image", metavar="IMAGE")
-    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("question", metavar="QUESTION", nargs="?", help="(default: a caption, or what lies in the region)")
+    ask.add_argument("--also", action="append", default=[], metavar="FILE", help="a further image of the question")
+    ask.add_argument("--chat", action="store_true", help="go on with questions from the standard input, one a line")
     _add_region(ask)
+    ask.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="(default: %(default)s)")
+    ask.add_argument(
+        "--temperature", type=float, metavar="T", help="draw words at this temperature (default: the likeliest)"
+    )
+    ask.add_argument("--top-k", type=_positive, metavar="K", help="words to draw from (default: all)")
+    ask.add_argument("--top-p", type=float, metavar="P", help="probability to draw from (default: 1)")
+    ask.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     _add_pipeline(ask)
 
     segment = command("segment", _segment, "find what an expression or a region refers to, in an image or a clip")
     segment.add_argument("image", metavar="IMAGE", help="an image; or a clip: a video, a GIF, or a folder of frames")
     segment.add_argument("expression", metavar="EXPRESSION", nargs="?", help='such as "the red circle"')
     _add_region(segment)
+    segment.add_argument("--classes", nargs="+", metavar="NAME", help="names to look for, in place of both")
     segment.add_argument(
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="mask of an image, or folder of a clip's masks (default: mask.png, or masks)",
+        "--task",
+        choices=("referring", "reasoning", "instance", "semantic", "panoptic"),
+        help="of an expression referring or reasoning, of names a mask for each object, for each name, or without overlaps",
     )
     segment.add_argument(
-        "--frame", type=_seed, metavar="N", help="the frame of a clip that the region is on (default: 0)"
+        "-o", "--output", metavar="PATH", help="mask, or folder of a clip (default: mask.png, or masks)"
     )
     segment.add_argument(
         "--overlay",
         metavar="FILE",
-        help="a clip with its masks laid over it, .gif or a video, in the folder (default: overlay.gif)",
+        help="also write the image with the masks drawn over it; of a clip a .gif (default: overlay.gif in the folder) or video",
     )
     segment.add_argument(
-        "--rle", action="store_true", help="also write a clip's masks as COCO run lengths, masks.jsonl"
+        "--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths; of a clip a line a frame"
+    )
+    segment.add_argument(
+        "--frame", type=_seed, metavar="N", help="the frame of a clip that the region is on (default: 0)"
     )
     _add_pipeline(segment)
 
@@ -177,6 +200,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling(generate)
     generate.add_argument("-o", "--output", default="image.png", metavar="FILE", help="image (default: %(default)s)")
     _add_pipeline(generate)
+
+    app = command("app", _app, "open a page to point at things in an image and edit them")
+    app.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="0.0.0.0 shows it to the network (default: %(default)s)"
+    )
+    app.add_argument("--port", type=_port, default=7860, metavar="N", help="0 takes any (default: %(default)s)")
+    app.add_argument("--browser", action="store_true", help="open it in the browser")
+    _add_pipeline(app)
 
     world = command("world", _world, "draw scenes of the still-life world with their truth")
     world.add_argument("--seed", type=_seed, required=True, metavar="N", help="seed of the first scene")
@@ -200,6 +231,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "run one training stage of focus-tiny")
     train.add_argument("--stage", required=True, metavar="NAME", help="the stage; an unknown name lists them all")
+    train.add_argument(
+        "--data",
+        metavar="DIR[:WEIGHT],...",
+        help="folders of samples or shards to learn from, mixed by weight (default: the still-life world)",
+    )
     train.add_argument("--output", default="runs/focus-tiny", metavar="DIR", help="folder (default: %(default)s)")
     train.add_argument(
         "--resume",
@@ -240,8 +276,36 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive)",
     )
-    evaluate.add_argument("--predictions", metavar="DIR", help="score the object maps of clips in a folder (davis)")
+    evaluate.add_argument("--predictions", metavar="DIR", help="score finished results of clips in a folder")
+    evaluate.add_argument(
+        "--gallery", type=_positive, metavar="N", help="draw so many of the worst samples as a picture"
+    )
+    evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share a benchmark (default: 1)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
+
+    calibrate = command(
+        "calibrate", _calibrate, "fit scores and thresholds on validation scenes, into a pipeline's index"
+    )
+    calibrate.add_argument("--count", type=_positive, default=400, metavar="N", help="scenes (default: %(default)s)")
+    calibrate.add_argument(
+        "-o", "--output", metavar="FILE", help="write the fit there as JSON and leave the pipeline alone"
+    )
+    _add_pipeline(calibrate)
+
+    data = command("data", _data, "turn a published data set into samples to train on and to measure with")
+    data.add_argument("format", metavar="FORMAT", help="such as refcoco, llava, davis; an unknown name lists them all")
+    data.add_argument("--from", dest="source", metavar="DIR", help="folder of the data set, as its authors publish it")
+    data.add_argument("--to", dest="target", required=True, metavar="DIR", help="folder of the samples")
+    data.add_argument("--split", metavar="NAME", help="split; of lists the name of their file (default: train)")
+    data.add_argument("--split-by", metavar="WHO", help="whose splits: unc, google or umd (default: the usual one)")
+    data.add_argument(
+        "--count", type=_positive, metavar="N", help="only the first so many samples; scenes of the world"
+    )
+    data.add_argument("--seed", type=_seed, default=0, metavar="N", help="first scene of the world (default: 0)")
+    data.add_argument("--shards", action="store_true", help="write tar files instead of a folder")
+    data.add_argument(
+        "--per-shard", type=_positive, default=1000, metavar="N", help="pictures of a tar file (default: 1000)"
+    )
 
     convert = commands.add_parser("convert", help="turn original checkpoints into a pipeline, or back")
     add_conversions(convert, _Parser)
@@ -380,20 +444,23 @@ def _load_folder(folder: str, device: str = "cpu", dtype: str = "float32") -> An
         raise ValueError(f"cannot run on the device {device!r}: {str(error).splitlines()[0]}") from error
 
 
-def _region(args: argparse.Namespace) -> Region | None:
-    from .processing.regions import Box, Mask, Point, Scribble
+def _region(args: argparse.Namespace) -> Any:
+    """The region of the options, `Strokes` where it takes several of them to say it."""
+    from .processing.regions import Box, Mask, Point, Scribble, Strokes
 
-    if args.point:
-        return Point(*args.point)
+    strokes: list[Any] = [Point(*point) for point in args.point or ()]
     if args.box:
-        return Box(*args.box)
+        strokes.append(Box(*args.box))
     if args.scribble:
-        return Scribble(args.scribble)
+        strokes.append(Scribble(args.scribble))
     if args.mask:
         import numpy as np
 
-        return Mask(np.asarray(_read_image(args.mask, "L")))
-    return None
+        strokes.append(Mask(np.asarray(_read_image(args.mask, "L"))))
+    strokes += [Point(*point, positive=False) for point in args.not_point or ()]
+    if len(strokes) < 2 and not args.not_point:
+        return strokes[0] if strokes else None
+    return Strokes(*strokes)
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -406,29 +473,60 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ask(args: argparse.Namespace) -> None:
-    image, region = _read_image(args.image), _region(args)
-    options = {} if region is None else {"region": region}
-    print(_load(args).understand(image, args.question, **options).text[0])
+    images, region = [_read_image(path) for path in (args.image, *args.also)], _region(args)
+    import torch
+    from transformers import TextStreamer
+
+    pipe = _load(args)
+    options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
+    options["generator"] = torch.Generator("cpu").manual_seed(args.seed)
+    pictures = [pipe.encode_image(image) for image in images]
+    shown = pictures[0] if len(pictures) == 1 else [pictures]
+    # A conversation is a list of messages; without an earlier question there is nothing to be continued.
+    said: list[dict[str, Any]] = []
+    questions = [args.question] if args.question is not None or not args.chat else []
+    further = filter(None, map(str.strip, sys.stdin)) if args.chat else ()
+    for question in itertools.chain(questions, further):
+        asked = question if question is None else [*said, {"role": "user", "content": question}]
+        streamer = TextStreamer(pipe.lm_tokenizer, skip_prompt=True, skip_special_tokens=True)
+        text = pipe.understand(shown, asked, region, streamer=streamer, **options).text[0]
+        if question is not None:
+            turn = {"role": "user", "content": question, **({} if region is None else {"region": region})}
+            said += [turn, {"role": "assistant", "content": text}]
+        region = None  # it stays in its turn
 
 
 def _segment(args: argparse.Namespace) -> None:
     if _is_clip(args.image):
         _segment_clip(args)
         return
-    if args.frame is not None or args.overlay is not None or args.rle:
-        raise ValueError(f"--frame, --overlay and --rle belong to a clip, but {args.image!r} is a single image")
+    if args.frame is not None:
+        raise ValueError(f"--frame belongs to a clip, but {args.image!r} is a single image")
     target = _check_target(args.output or "mask.png")
+    overlay = _check_target(args.overlay) if args.overlay else None
+    content = _check_target(args.json, image=False) if args.json else None
     image, region = _read_image(args.image), _region(args)
-    if args.expression is None and region is None:
-        raise ValueError("nothing to look for: give an EXPRESSION, --point, --box, --scribble or --mask")
-    out = _load(args).segment(image, args.expression, region=region)
-    masks, scores, labels = out.masks[0], out.scores[0], out.labels[0]
+    if args.expression is None and region is None and args.classes is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
+    out = _load(args).segment(image, args.expression, region, classes=args.classes, task=args.task)
+    masks, scores, labels, qualities = out.masks[0], out.scores[0], out.labels[0], out.qualities[0]
     _write_mask(target, masks.any(axis=0))
     if len(masks) == 0:
-        print("nothing found")
+        print(f"nothing found  presence {out.presence[0]:.2f}")
     for mask, score, label in zip(masks, scores, labels, strict=True):
         print(f"{label}  score {float(score):.2f}  {int(mask.sum())} pixels")
     print(target)
+    if overlay is not None:
+        _write_image(overlay, out.to_overlays(image)[0])
+        print(overlay)
+    if content is not None:
+        found = zip(labels, scores, qualities, out.to_boxes()[0].tolist(), out.to_rle()[0], strict=True)
+        objects = [
+            {"label": label, "score": float(score), "quality": float(quality), "box": box, "segmentation": rle}
+            for label, score, quality, box, rle in found
+        ]
+        _write_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
+        print(content)
 
 
 def _is_clip(path: str) -> bool:
@@ -452,18 +550,20 @@ def _segment_clip(args: argparse.Namespace) -> None:
     from .processing.clips import open_clip
 
     region = _region(args)
-    if args.expression is None and region is None:
-        raise ValueError("nothing to look for: give an EXPRESSION, --point, --box, --scribble or --mask")
+    if args.expression is None and region is None and args.classes is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
     if args.frame is not None and region is None:
         raise ValueError("--frame says which frame a region is on; give --point, --box, --scribble or --mask")
     clip = open_clip(args.image)
-    regions = None if region is None else {args.frame or 0: region}
     folder = Path(args.output or "masks")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"the output {str(folder)!r} is a file; a clip's masks go into a folder")
-    stream = _load(args).stream_clip(clip, args.expression, regions)
-    overlay = args.overlay or "overlay.gif"
-    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, rle=args.rle) as writer:
+    # The regions of a command line are about one object.
+    regions = None if region is None else {args.frame or 0: [region]}
+    stream = _load(args).stream_clip(clip, args.expression, regions, classes=args.classes, task=args.task)
+    overlay = Path(args.overlay).absolute() if args.overlay else "overlay.gif"
+    lines = Path(args.json).absolute() if args.json else None
+    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, lines=lines) as writer:
         for frame in stream:
             writer.write(frame)
     if not writer.objects:
@@ -496,6 +596,14 @@ def _generate(args: argparse.Namespace) -> None:
     pipe = _load(args)
     _write_image(target, pipe.generate(args.prompt, **_sampling(args)).images[0])
     print(target)
+
+
+def _app(args: argparse.Namespace) -> None:
+    from .app.page import serve  # first: it says what to install where Gradio is missing
+
+    pipe = _load(args)
+    pipe.set_progress_bar_config(disable=True)
+    serve(pipe, host=args.host, port=args.port, browser=args.browser)
 
 
 def _world(args: argparse.Namespace) -> None:
@@ -550,16 +658,39 @@ def _truth(scene: Scene, edit: Edit, rng: np.random.Generator, held_out: bool) -
 
 
 def _train(args: argparse.Namespace) -> None:
+    from .data.sources import parse_sources
     from .training.run import run_stage
 
+    overrides = dict(args.overrides)
+    if args.data is not None:
+        overrides["data"] = parse_sources(args.data)
     run_stage(
         args.stage,
         args.output,
         resume=args.resume,
         max_minutes=args.max_minutes,
         threads=args.threads,
-        overrides=dict(args.overrides),
+        overrides=overrides,
     )
+
+
+def _data(args: argparse.Namespace) -> None:
+    from .data.convert import FORMATS, convert_data, write_world
+
+    options = {"shards": args.shards, "per_shard": args.per_shard}
+    if args.format == "world":
+        done = write_world(args.target, range(args.seed, args.seed + (args.count or 200)), **options)
+    elif args.format not in FORMATS:
+        raise ValueError(f"unknown format {args.format!r}; choose from world, {', '.join(FORMATS)}")
+    elif args.source is None:
+        raise ValueError(f"{args.format} needs its files: give --from DIR")
+    else:
+        chosen = {"split": args.split, "split_by": args.split_by, "count": args.count}
+        done = convert_data(args.format, args.source, args.target, **chosen, **options)
+    print(f"{done.written} samples")
+    if done.left_out:
+        print(f"left out: {done.left_out} that are no samples, the first {done.problems[0]}")
+    print(args.target)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -568,8 +699,11 @@ def _eval(args: argparse.Namespace) -> None:
         _eval_benchmark(args, target)
         return
     foreign = [
-        name for name in ("data", "split", "split_by", "protocol", "predictions") if getattr(args, name) is not None
+        name
+        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery")
+        if getattr(args, name) is not None
     ]
+    foreign += ["processes"] if args.processes > 1 else []
     if foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
@@ -590,20 +724,66 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
     if args.data is None:
         raise ValueError(f"{args.benchmark} needs its files: give --data DIR")
-    result = run_benchmark(
-        _find_pipeline(args.pipeline) if args.predictions is None else None,
-        args.benchmark,
-        args.data,
-        target,
-        split=args.split,
-        split_by=args.split_by,
-        protocol=args.protocol,
-        count=args.count,
-        predictions=args.predictions,
-        loader=_load_evaluated,
-    )
+    options = {
+        "split": args.split,
+        "split_by": args.split_by,
+        "protocol": args.protocol,
+        "count": args.count,
+        "predictions": args.predictions,
+    }
+    asked = _find_pipeline(args.pipeline) if args.predictions is None else None
+    arguments = (asked, args.benchmark, args.data, str(target), options)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))  # by accelerate or torchrun
+    if launched > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=True)
+        _eval_part(arguments, state.process_index, launched)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return
+    elif args.processes > 1:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        shares = [(arguments, index, args.processes) for index in range(args.processes)]
+        children = [context.Process(target=_eval_part, args=share) for share in shares]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        # What a process left undone is asked below, and what stopped it told there.
+    result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    target = None if args.output is None else _check_target(args.output, image=False)
+    folder = _find_pipeline(args.pipeline)
+    if target is None and not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder!r} is no folder here, so its index cannot be written; load it into one, or give --output FILE"
+        )
+    from .evaluation.calibration import fit, write
+
+    result = fit(_load(args), args.count)
+    for name, values in result["report"].items():
+        print(f"{name}: {json.dumps(values)}")
+    for file in write(folder, result) if target is None else [target]:
+        if target is not None:
+            _write_json(target, result)
+        print(file)
+
+
+def _eval_part(arguments: tuple[Any, ...], index: int, count: int) -> None:
+    """One process's share of a benchmark."""
+    import torch
+
+    from .evaluation.benchmarks import run_benchmark
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    run_benchmark(*arguments[:4], **arguments[4], part=(index, count), loader=_load_evaluated)
 
 
 def _load_evaluated(folder: str) -> Any:

@@ -204,7 +204,7 @@ def write_davis(root: Path, clips: tuple[str, ...] = ("bear", "camel"), frames: 
             save_map(root / "Annotations" / "480p" / clip / f"{frame:05d}.png", davis_map(frame))
             path = root / "JPEGImages" / "480p" / clip / f"{frame:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.repeat(davis_map(frame)[..., None] * 90, 3, axis=-1)).save(path)
+            Image.fromarray(np.repeat(davis_map(frame)[..., None] * 90, 3, axis=-1)).save(path, format="PNG")
 
 
 def write_pope(root: Path) -> None:
@@ -254,3 +254,130 @@ def write_mmbench(root: Path) -> None:
             question = ("Which colour is in the picture?", "Look well." if index else "")
             table.writerow([index, *question, "purple", "red", "", "", "B", "colour", code, "made", "x"])
             table.writerow([1_000_000 + index, *question, "red", "purple", "", "", "A", "colour", index, "made", "x"])
+
+
+def write_expressions(root: Path, split: str = "valid", annotated: bool = True) -> None:
+    """Ref-YouTube-VOS's layout (and Ref-DAVIS's, as ReferFormer converts it): two clips, two objects, two expressions each."""
+    videos = {}
+    for video in ("0a1b", "ff00"):
+        frames = [f"{5 * f:05d}" for f in range(6)]
+        for number, frame in enumerate(frames):
+            path = root / split / "JPEGImages" / video / f"{frame}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.repeat(davis_map(number)[..., None] * 90, 3, axis=-1)).save(path, format="PNG")
+            if annotated:
+                save_map(root / split / "Annotations" / video / f"{frame}.png", davis_map(number))
+        texts = [("the first one", "1"), ("what moves right", "1"), ("the second one", "2"), ("what leaves", "2")]
+        expressions = {
+            str(i): {"exp": text} | ({"obj_id": n} if annotated else {}) for i, (text, n) in enumerate(texts)
+        }
+        videos[video] = {"expressions": expressions, "frames": frames}
+    path = root / "meta_expressions" / split / "meta_expressions.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"videos": videos}))
+
+
+def write_revos(root: Path) -> None:
+    """meta_expressions_valid_.json and mask_dict.json: one object, both, none."""
+    frames = [f"{f:05d}" for f in range(5)]
+    masks = {}
+    for number in (1, 2):
+        masks[str(10 + number)] = [
+            encode_rle(davis_map(f) == number) if (davis_map(f) == number).any() else None for f in range(5)
+        ]
+    expressions = {
+        "0": {"exp": "the first one", "obj_id": [0], "anno_id": [11], "type_id": 0},
+        "1": {"exp": "what could have been drawn by hand?", "obj_id": [0, 1], "anno_id": [11, 12], "type_id": 1},
+        "2": {"exp": "the elephant", "obj_id": [], "anno_id": [], "type_id": 2},
+    }
+    for number, frame in enumerate(frames):
+        path = root / "JPEGImages" / "set" / "clip" / f"{frame}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.repeat(davis_map(number)[..., None] * 90, 3, axis=-1)).save(path, format="PNG")
+    videos = {"set/clip": {"expressions": expressions, "frames": frames, "height": 40, "width": 60, "vid_id": 0}}
+    (root / "meta_expressions_valid_.json").write_text(json.dumps({"videos": videos}))
+    (root / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def write_youtube_vis(root: Path, annotated: bool = True) -> None:
+    """valid.json as YouTube-VIS 2019 has its train.json: uncompressed run lengths, null where an object is not seen."""
+    videos, annotations = [], []
+    for video in (1, 2):
+        names = [f"v{video}/{f:05d}.jpg" for f in range(5)]
+        for number, name in enumerate(names):
+            path = root / "valid" / "JPEGImages" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.repeat(davis_map(number)[..., None] * 90, 3, axis=-1)).save(path, format="PNG")
+        videos.append({"id": video, "file_names": names, "width": 60, "height": 40, "length": 5})
+        for number in (1, 2):
+            runs = [davis_map(f) == number for f in range(5)]
+            rles = [{"counts": _runs(mask), "size": [40, 60]} if mask.any() else None for mask in runs]
+            areas = [int(mask.sum()) or None for mask in runs]
+            annotations.append(
+                {
+                    "id": 2 * video + number,
+                    "video_id": video,
+                    "category_id": number,
+                    "iscrowd": 0,
+                    "segmentations": rles,
+                    "areas": areas,
+                    "length": 5,
+                }
+            )
+    categories = [{"id": 1, "name": "runner"}, {"id": 2, "name": "leaver"}, {"id": 3, "name": "elephant"}]
+    found = {"videos": videos, "categories": categories, "annotations": annotations if annotated else None}
+    (root / "valid.json").write_text(json.dumps(found))
+
+
+def write_llava(root: Path) -> None:
+    """A conversation of two turns about a picture, one of one turn, one without a picture, and a damaged one."""
+    save(root / "images" / "coco" / "1.jpg", 0)
+    rows = [
+        {
+            "id": "a",
+            "image": "coco/1.jpg",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is red?"},
+                {"from": "gpt", "value": "A thing."},
+                {"from": "human", "value": "Where is it?"},
+                {"from": "gpt", "value": "On the left."},
+            ],
+        },
+        {
+            "id": "b",
+            "image": "coco/1.jpg",
+            "conversations": [{"from": "human", "value": "Colours?\n<image>"}, {"from": "gpt", "value": "Three."}],
+        },
+        {"id": "c", "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Good day."}]},
+        {"id": "d", "image": "coco/1.jpg", "conversations": [{"from": "human", "value": "And then?"}]},
+    ]
+    (root / "llava_v1_5.json").write_text(json.dumps(rows))
+
+
+def write_pix2pix(root: Path) -> None:
+    """Two instructions with three pairs of pictures; the instruction of a third one is damaged."""
+    seeds = [["0000001", ["11", "12"]], ["0000002", ["21"]], ["0000003", ["31"]]]
+    for name, given in seeds:
+        for seed in given:
+            save(root / name / f"{seed}_0.jpg", 0)
+            save(root / name / f"{seed}_1.jpg", 0)
+        text = json.dumps({"caption": "a thing", "edit": f"make it blue {name}", "output": "a blue thing"})
+        (root / name / "prompt.json").write_text(text if name != "0000003" else text[:20])
+    (root / "seeds.json").write_text(json.dumps(seeds))
+
+
+def write_edits(root: Path) -> None:
+    """A list of edits as MagicBrush and others have it; one row without a result."""
+    save(root / "images" / "1-input.png", 0)
+    save(root / "images" / "1-output.png", 0)
+    Image.fromarray(truth(0, "red").astype(np.uint8) * 255).save(root / "images" / "1-mask.png")
+    rows = [
+        {
+            "input": "1-input.png",
+            "output": "1-output.png",
+            "mask": "1-mask.png",
+            "instruction": "make the red thing green",
+        },
+        {"input": "1-input.png", "instruction": "remove it"},
+    ]
+    (root / "edit_turns.json").write_text(json.dumps(rows))

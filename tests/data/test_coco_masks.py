@@ -97,7 +97,7 @@ def test_labelme_draws_small_shapes_over_large_ones(tmp_path):
     file.write_bytes(
         json.dumps({"shapes": shapes, "text": ["the \u00e9tag\u00e8re"]}, ensure_ascii=False).encode("cp1252")
     )
-    target, ignored = coco_masks.labelme_masks(file, 32, 40)
+    target, ignored = coco_masks.labelme_masks(file.read_bytes(), "a.json", 32, 40)
     assert ignored.sum() == 25 and ignored[10:15, 10:15].all()
     assert target.sum() == 19 * 19 - 25 + 1 and target[5, 25] and not (target & ignored).any()
 
@@ -114,7 +114,7 @@ def test_labelme_as_opencv_draws_it(tmp_path):
         official = np.zeros((300, 300), dtype=np.uint8)
         cv2.polylines(official, np.array([points], dtype=np.int32), True, 1, 1)
         cv2.fillPoly(official, np.array([points], dtype=np.int32), 1)
-        mine = coco_masks.labelme_masks(file, 300, 300)[0]
+        mine = coco_masks.labelme_masks(file.read_bytes(), "a.json", 300, 300)[0]
         found.append((mine & (official > 0)).sum() / (mine | (official > 0)).sum())
     assert np.mean(found) > 0.999 and min(found) > 0.997
 
@@ -131,3 +131,38 @@ def test_index_maps(tmp_path):
     for name in ("b.png", "c.png"):
         with pytest.raises(ValueError, match=name):
             coco_masks.index_map(tmp_path / name)
+
+
+def test_outlines_of_masks_give_them_back():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        height, width = (int(side) for side in rng.integers(1, 15, 2))
+        mask = rng.random((height, width)) < rng.uniform(0.1, 0.95)  # full of holes, and of parts that touch at corners
+        polygons = coco_masks.mask_polygons(mask)
+        assert (coco_masks.polygons_mask(polygons, height, width) == mask).all()
+        assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in polygons)
+    ring = np.ones((9, 9), dtype=bool)
+    ring[3:6, 3:6] = False
+    ring[4, 4] = True
+    assert [len(polygon) for polygon in coco_masks.mask_polygons(ring)] == [
+        2 * (4 + 1 + 4 + 1 + 1),
+        8,
+    ]  # the part in the hole apart
+    assert coco_masks.mask_polygons(np.zeros((3, 4), bool)) == [] and coco_masks.mask_polygons(
+        np.ones((2, 3), bool)
+    ) == [[0, 0, 3, 0, 3, 2, 0, 2]]
+    with pytest.raises(ValueError, match="height, width"):
+        coco_masks.mask_polygons(np.zeros((1, 3, 4), bool))
+
+
+def test_outlines_of_masks_are_what_pycocotools_reads():
+    coco = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        mask = rng.random((12, 9)) < 0.6
+        theirs = coco.decode(
+            coco.merge(coco.frPyObjects([list(map(float, p)) for p in coco_masks.mask_polygons(mask)], 12, 9))
+        )
+        assert (theirs.astype(bool) == mask).all() and (
+            coco.decode(coco_masks.encode_rle(mask)).astype(bool) == mask
+        ).all()

@@ -202,7 +202,7 @@ def test_answers_are_true():
 
 def test_lessons_are_one_step_of_what_is_asked_later():
     """Their answers follow from the yes or no, or from the expression, that they prepare; all answers occur."""
-    words = Counter()
+    words, named = Counter(), 0
     for seed in range(150):
         scene = sample_scene(seed)
         for question in questions(scene, rng(seed), 6, LESSON_KINDS):
@@ -213,8 +213,10 @@ def test_lessons_are_one_step_of_what_is_asked_later():
                 assert scene.objects[target].pair not in HELD_OUT_PAIRS
                 continue
             if question.kind == "place":
-                way, shape = re.fullmatch(r"how far (right|down) is the (.*)\?", question.text).groups()
-                (target,) = [item for item in scene.objects if item.shape == shape]
+                way, name = re.fullmatch(r"how far (right|down) is (.*)\?", question.text).groups()
+                (index,) = read(name, scene.objects)
+                target = scene.objects[index]
+                named += name.count(" ") == 2
                 eighths = 8 * (target.cx if way == "right" else target.cy)
                 assert COUNT_WORDS.index(question.answer) == int(eighths)
                 continue
@@ -223,6 +225,7 @@ def test_lessons_are_one_step_of_what_is_asked_later():
                 asked = question.text.replace(f"{first} or {second}", word)
                 assert answer(asked, scene.objects) == ("yes" if word == question.answer else "no"), question
     assert min(words[word] for word in ("left of", "right of", "above", "below")) > 0.2 * words["left of"] > 10
+    assert named > 50  # "the red circle", as the other side of a relation is called
 
 
 def test_questions_are_balanced():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.docs.page import NEEDS, Block, enter, names_for, read_blocks
+from tests.guides import controlnet_for, text_parts_for
 
 PAGE = ROOT / "docs" / "diffusers.md"
 BLOCKS = read_blocks(PAGE)
@@ -36,6 +37,9 @@ def test_snippet_runs(first, block):
     names = names_for(block, first)
     if block.need == "quant":
         pytest.importorskip("torchao")
+    if block.need == "guides":
+        unet = first["pipe"].unet
+        names |= {"controlnet": controlnet_for(unet), **text_parts_for(unet)}
     if block.need == "sdxl":
         from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 

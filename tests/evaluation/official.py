@@ -1,9 +1,10 @@
 """Recompute the stored numbers of test_official.py with the benchmarks' own code.
 
-    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR > tests/evaluation/official.json
+    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR > tests/evaluation/official.json
 
-DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE and GT-Vision-Lab/VQA; the
-file names the commits. Needs numpy, opencv-python, scikit-image and a Python up to 3.12 (VQA is Python 2 and goes through lib2to3).
+DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA and
+youtubevos/cocoapi; the file names the commits. `--only NAME` computes one part anew and keeps the others as they are in the
+file. Needs numpy, opencv-python, scikit-image, pycocotools and a Python up to 3.12 (VQA is Python 2 and goes through lib2to3).
 Nothing of those repositories is kept here: the functions run where they are, on the masks of mask_pairs.py and the answers of
 answer_cases.py, and only what they return is stored.
 """
@@ -27,6 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA", "ytvis": "youtubevos/cocoapi"}
 
 
 def load(path: Path, name: str):
@@ -118,25 +120,74 @@ def vqa(folder: Path, cases: list[tuple[str, list[str]]]) -> list[float]:
     return found
 
 
+def ytvis(folder: Path, clips: list[dict]) -> dict:
+    """What YTVOSeval says of tubes: AP, AP50, AP75 over all sizes, and AR with one and with ten predictions."""
+    from pycocotools import mask as coco_mask
+
+    text = (folder / "PythonAPI" / "pycocotools" / "ytvoseval.py").read_text()
+    for old, new in (("from . import mask as maskUtils", ""), ("np.float)", "float)"), ("np.linspace(", "linspace(")):
+        text = text.replace(
+            old, new
+        )  # it was written for a numpy that had np.float, and took floats for numbers of steps
+    names: dict = {"maskUtils": coco_mask}
+    names["linspace"] = lambda first, last, number, endpoint: np.linspace(first, last, int(number), endpoint=endpoint)
+    exec(text, names)
+    labels = sorted({one["label"] for clip in clips for one in clip["true"]})
+
+    def side(key: str) -> SimpleNamespace:
+        rows = {}
+        for video, clip in enumerate(clips, start=1):
+            for one in clip[key]:
+                rles = [
+                    coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) if m.any() else None for m in one["masks"]
+                ]
+                areas = [int(m.sum()) or None for m in one["masks"]]
+                if one["label"] in labels:
+                    rows[len(rows) + 1] = {
+                        **{"id": len(rows) + 1, "video_id": video, "category_id": labels.index(one["label"]) + 1},
+                        **{"segmentations": rles, "areas": areas, "avg_area": np.mean([a for a in areas if a] or [0])},
+                        **{"iscrowd": 0, "score": one.get("score", 1.0)},
+                    }
+        return SimpleNamespace(
+            getVidIds=lambda: list(range(1, len(clips) + 1)),
+            getCatIds=lambda: list(range(1, len(labels) + 1)),
+            getAnnIds=lambda vidIds, catIds=None: list(rows),
+            loadAnns=lambda ids: [rows[i] for i in ids],
+            annToRLE=lambda row, frame: row["segmentations"][frame],
+        )
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = names["YTVOSeval"](side("true"), side("found"), "segm")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return {
+        name: float(run.stats[place]) for name, place in (("mAP", 0), ("AP50", 1), ("AP75", 2), ("AR1", 6), ("AR10", 7))
+    }
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--davis", type=Path, required=True)
-    parser.add_argument("--rela", type=Path, required=True)
-    parser.add_argument("--pope", type=Path, required=True)
-    parser.add_argument("--vqa", type=Path, required=True)
+    for name in CLONES:
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR")
+    parser.add_argument("--only", choices=list(CLONES))
     args = parser.parse_args()
     pairs = load(HERE / "mask_pairs.py", "mask_pairs").mask_pairs()
     cases = load(HERE / "answer_cases.py", "answer_cases")
-    clones = {"davis2017-evaluation": args.davis, "ReLA": args.rela, "POPE": args.pope, "VQA": args.vqa}
-    found = {
-        "commits": {name: commit(folder) for name, folder in clones.items()},
-        "numpy": np.__version__,
-        "davis": davis(args.davis, pairs),
-        "rela": rela(args.rela, pairs),
-        "pope": pope(args.pope, *cases.yes_no_cases()),
-        "vqa": vqa(args.vqa, cases.vqa_cases()),
+    tubes = load(HERE / "tube_cases.py", "tube_cases").tube_cases()
+    parts = {
+        "davis": lambda: davis(args.davis, pairs),
+        "rela": lambda: rela(args.rela, pairs),
+        "pope": lambda: pope(args.pope, *cases.yes_no_cases()),
+        "vqa": lambda: vqa(args.vqa, cases.vqa_cases()),
+        "ytvis": lambda: ytvis(args.ytvis, tubes),
     }
+    names = [args.only] if args.only else list(CLONES)
+    found = json.loads((HERE / "official.json").read_text()) if args.only else {"commits": {}, "numpy": np.__version__}
+    for name in names:
+        found["commits"][CLONES[name]] = commit(getattr(args, name))
+        found[name] = parts[name]()
     print(json.dumps(found, indent=1))
 
 

@@ -265,6 +265,132 @@ def test_the_lines_of_another_run_are_refused_and_stay(tmp_path):
     ).read_text() == "my notes\n"
 
 
+class Follows(SeesColours):
+    """Finds the grey levels of davis_map: what a text names, what was pointed at, or all of it by class."""
+
+    def segment_clip(self, frames, target=None, region=None, classes=None):
+        levels = {"first": 90, "right": 90, "second": 180, "leaves": 180, "hand": 90, "elephant": 7}
+        pictures = np.stack([np.asarray(frame)[..., 0] for frame in frames])
+        if target is not None:
+            self.asked.append(target)
+            wanted = [value for word, value in levels.items() if word in target]
+            labels = ["" for _ in wanted]
+        elif region is not None:
+            ((start, regions),) = region.items()
+            wanted = [int(np.median(pictures[start][one.rasterize(*pictures.shape[1:])])) for one in regions]
+            labels = ["" for _ in wanted]
+        else:
+            labels = [name for name in classes if name != "elephant"]
+            wanted = [{"runner": 90, "leaver": 180}[name] for name in labels]
+        masks = np.roll(np.stack([pictures == value for value in wanted]), self.reach, axis=-1)
+        scores = masks.any(axis=(2, 3)).astype(np.float32)
+        return SimpleNamespace(masks=masks, scores=scores, labels=labels)
+
+
+def test_clips_are_followed_and_scored(tmp_path):
+    published.write_davis(tmp_path / "davis")
+    published.write_expressions(tmp_path / "ref")
+    published.write_revos(tmp_path / "revos")
+    for name, folder in (("davis", "davis"), ("ref-davis", "ref"), ("ref-youtube-vos", "ref")):
+        result = run_benchmark(Follows(), name, tmp_path / folder, tmp_path / f"{name}.json", progress=False)
+        found = values(result)
+        assert (found["J&F"], found["J"], found["F"]) == (1.0, 1.0, 1.0), name
+        moved = run_benchmark(Follows(reach=3), name, tmp_path / folder, tmp_path / f"{name}-3.json", progress=False)
+        assert 0.4 < values(moved)["J"] < 0.95
+    result = run_benchmark(Follows(), "revos", tmp_path / "revos", tmp_path / "revos.json", progress=False)
+    found = values(result)
+    assert found["J referring"] == found["J no target"] == 1.0 and 0.3 < found["J reasoning"] < 1  # one of two objects
+    assert found["J&F"] == pytest.approx((found["J&F referring"] + found["J&F reasoning"]) / 2)
+
+
+def test_finished_results_of_expressions_are_scored(tmp_path):
+    published.write_expressions(tmp_path)
+    for video in ("0a1b", "ff00"):
+        for expression, number in (("0", 1), ("1", 1), ("2", 2), ("3", 2)):
+            for frame in range(6):
+                mask = (published.davis_map(frame) == number).astype(np.uint8) * 255
+                path = tmp_path / "mine" / video / expression / f"{5 * frame:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(path)
+    result = run(None, "ref-davis", tmp_path, tmp_path, predictions=tmp_path / "mine")
+    assert values(result) == {"J&F": 1.0, "J": 1.0, "F": 1.0} and result["samples"] == 8
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="00025.png"):
+        run_benchmark(None, "ref-davis", tmp_path, tmp_path / "b.json", predictions=tmp_path / "mine", progress=False)
+
+
+def test_tubes_of_youtube_vis_from_a_pipeline_and_from_a_file(tmp_path):
+    pytest.importorskip("pycocotools")
+    published.write_youtube_vis(tmp_path)
+    result = run(Follows(), "youtube-vis", tmp_path, tmp_path)
+    assert values(result) == {"mAP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR1": 1.0, "AR10": 1.0}
+    rows = json.loads((tmp_path / "valid.json").read_text())["annotations"]
+    rows = [{"score": 0.9, **{k: row[k] for k in ("video_id", "category_id", "segmentations")}} for row in rows[:3]]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    found = run_benchmark(
+        None, "youtube-vis", tmp_path, tmp_path / "b.json", predictions=tmp_path / "results.json", progress=False
+    )
+    assert values(found)["mAP"] == pytest.approx(0.75, abs=0.01)  # one of two leavers is missing
+    with pytest.raises(ValueError, match="cannot follow"):
+        run_benchmark(SeesColours(), "youtube-vis", tmp_path, tmp_path / "c.json", progress=False)
+
+
+def test_processes_share_a_run_and_one_of_them_may_die(tmp_path):
+    published.write_refer(tmp_path)
+    one = run_benchmark(SeesColours(2), "refcoco", tmp_path, tmp_path / "one.json", progress=False)
+    shared = tmp_path / "shared.json"
+    first = SeesColours(2)
+    done = run_benchmark(first, "refcoco", tmp_path, shared, part=(0, 3), batch_size=2, progress=False)
+    assert done["asked_now"] == len(first.asked) == 4
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(
+            SeesColours(2, dies_after=2), "refcoco", tmp_path, shared, part=(1, 3), batch_size=2, progress=False
+        )
+    again = SeesColours(2)
+    assert run_benchmark(again, "refcoco", tmp_path, shared, part=(1, 3), progress=False)["asked_now"] == 2
+    rest = SeesColours(2)
+    result = run_benchmark(rest, "refcoco", tmp_path, shared, progress=False)  # nobody did the third part
+    assert len(rest.asked) == 4 and result["figures"] == one["figures"]
+    assert sorted(p.name for p in tmp_path.glob("shared*")) == ["shared.json", "shared.jsonl"]
+    assert run_benchmark(SeesColours(2), "refcoco", tmp_path, shared, progress=False)["asked_now"] == 0
+
+
+def test_the_worst_samples_are_drawn(tmp_path):
+    published.write_refer(tmp_path)
+
+    class Misses(SeesColours):
+        """Finds nothing where green is meant."""
+
+        def _masks(self, picture, names):
+            return super()._masks(picture, [name for name in names if name != "green"])
+
+    result = run(Misses(), "refcoco", tmp_path, tmp_path, gallery=3)
+    assert result["gallery"] == 3
+    sheet = np.asarray(Image.open(tmp_path / "metrics.gallery.png").convert("RGB")).astype(int)
+    assert sheet.shape[0] > 3 * 240 and sheet.shape[1] >= 480
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]
+    bad = [row["key"] for row in map(json.loads, lines) if row["iou"] < 1]
+    assert len(bad) == 4
+    # The true masks are painted over green (20, 170, 20), half and half; the found ones are empty.
+    assert (np.abs(sheet - (10, 180, 40)).max(-1) < 12).sum() > 1000
+
+
+def test_galleries_of_answers_and_clips(tmp_path):
+    published.write_pope(tmp_path)
+    published.write_expressions(tmp_path / "ref")
+
+    class SaysYes(SeesColours):
+        def understand(self, images, texts, region=None):
+            return SimpleNamespace(text=["yes \u2713" for _ in texts])
+
+    result = run(SaysYes(), "pope", tmp_path, tmp_path, gallery=10)
+    assert result["gallery"] == 3 and Image.open(tmp_path / "metrics.gallery.png").height > 3 * 240
+    clips = run_benchmark(
+        Follows(reach=4), "ref-davis", tmp_path / "ref", tmp_path / "clips.json", gallery=2, progress=False
+    )
+    assert clips["gallery"] == 2 and Image.open(tmp_path / "clips.gallery.png").width > 3 * 240
+
+
 def test_damaged_pictures_are_counted_and_enter_no_figure(tmp_path):
     published.write_refer(tmp_path)
     pictures = sorted(tmp_path.rglob("*.jpg"))
@@ -335,7 +461,7 @@ def status(*argv) -> int:
         (["refcoco"], "give --data"),
         (["refcoco", "--data", ".", "--tasks", "referring"], "--tasks belong"),
         (["--data", "."], "name it"),
-        (["davis", "--data", "."], "--predictions|predictions"),
+        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips only"),
         (["refcoco", "--data", "missing"], "no folder"),
         (["refcoco", "--data", ".", "--protocol", "both"], "sentence, merged"),
         (["refcoco", "--data", ".", "--split", "testC"], "testA, testB"),

@@ -1,4 +1,4 @@
-"""The measures equal the benchmarks' own code to 1e-6: stored numbers of J, F, gRefCOCO, POPE and VQA; pycocotools live.
+"""The measures equal the benchmarks' own code to 1e-6: stored numbers of J, F, gRefCOCO, POPE, VQA, YouTube-VIS. pycocotools live.
 
 official.json was written by official.py, which says how to run it, on the masks of mask_pairs.py and the answers of
 answer_cases.py. Without pycocotools its tests are skipped.
@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusers_focus.evaluation import answers, metrics
+from diffusers_focus.data.samples import Truth
+from diffusers_focus.evaluation import answers, metrics, video_scores
 from diffusers_focus.evaluation.average_precision import Instance, mean_average_precision
 
 from tests.evaluation.answer_cases import vqa_cases, yes_no_cases
 from tests.evaluation.mask_pairs import mask_pairs, random_mask
+from tests.evaluation.tube_cases import tube_cases
 
 OFFICIAL = json.loads((Path(__file__).parent / "official.json").read_text())
 
@@ -65,6 +67,23 @@ def test_accuracy_of_vqa():
     found = [100 * answers.vqa_accuracy(*case) for case in vqa_cases()]
     assert found == pytest.approx(OFFICIAL["vqa"], abs=1e-6)
     assert len(set(np.round(found, 3))) > 4
+
+
+def test_tubes_of_youtube_vis():
+    pytest.importorskip("pycocotools")
+    rows = []
+    for clip in tube_cases():
+        true = clip["true"]
+        frames = len((true or clip["found"] or [{"masks": np.zeros((3, 24, 32))}])[0]["masks"])
+        masks = np.stack([one["masks"] for one in true]) if true else np.zeros((0, frames, 24, 32), dtype=bool)
+        found = {
+            key: [one[name] for one in clip["found"]]
+            for key, name in (("masks", "masks"), ("labels", "label"), ("scores", "score"))
+        }
+        rows.append(video_scores.tubes_row(found, Truth(masks=masks, labels=tuple(one["label"] for one in true)), {}))
+    figures = video_scores.tubes_figures(json.loads(json.dumps(rows)))
+    assert figures == pytest.approx(OFFICIAL["ytvis"], abs=1e-6)
+    assert 0.1 < figures["mAP"] < figures["AP50"] < 0.9
 
 
 def test_a_single_pixel_off_counts_at_the_tolerance_and_not_beyond():

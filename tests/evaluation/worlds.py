@@ -47,12 +47,22 @@ class Oracle:
     def look(self, image):
         return [self.known[np.asarray(one).tobytes()] for one in getattr(image, "images", image)]
 
-    def segment(self, image, expression=None, region=None, task="referring"):
-        masks = []
+    def segment(self, image, expression=None, region=None, task="referring", classes=None):
+        masks, labels = [], []
         for row, seen in enumerate(self.look(image)):
+            if classes is not None:
+                named = [(item.shape, mask) for item, mask in zip(seen.scene.objects, seen.drawn.masks)]
+                named = [(name, mask) for name, mask in named if name in classes[row]]
+                if task == "semantic":
+                    named = [(n, np.any([m for own, m in named if own == n], axis=0)) for n in dict(named)]
+                labels.append([name for name, _ in named])
+                masks.append(np.array([mask for _, mask in named], dtype=bool).reshape(-1, SIZE, SIZE))
+                continue
             targets = [self.pointed(seen, region[row])] if region else self.meant(seen, expression[row])
             masks.append(seen.drawn.masks[list(targets)])
-        return SimpleNamespace(masks=masks, scores=[[1.0] * len(mask) for mask in masks], labels=None, text=None)
+        ones = [[1.0] * len(mask) for mask in masks]
+        presence = [float(len(mask) > 0) for mask in masks]
+        return SimpleNamespace(masks=masks, scores=ones, qualities=ones, presence=presence, labels=labels)
 
     def meant(self, seen, text):
         rng = np.random.default_rng(0)
@@ -112,9 +122,12 @@ class Oracle:
 class Blind(Oracle):
     """Finds nothing, changes nothing, and answers every question with the most frequent answer of its kind."""
 
-    def segment(self, image, expression=None, region=None, task="referring"):
+    def segment(self, image, expression=None, region=None, task="referring", classes=None):
         masks = [np.zeros((0, SIZE, SIZE), dtype=bool) for _ in self.look(image)]
-        return SimpleNamespace(masks=masks, scores=[[] for _ in masks], labels=None, text=None)
+        nothing = [[] for _ in masks]
+        return SimpleNamespace(
+            masks=masks, scores=nothing, qualities=nothing, presence=[0.0] * len(masks), labels=nothing
+        )
 
     def understand(self, image, question, region=None):
         answers = []

@@ -7,7 +7,7 @@ import argparse
 from diffusers_focus.cli import build_parser
 
 PIPELINE = ["--device", "--dtype", "--pipeline"]
-REGION = ["--box", "--mask", "--point", "--scribble"]
+REGION = ["--box", "--mask", "--not-point", "--point", "--scribble"]
 CONVERSION = [
     "--allow-partial",
     "--dry-run",
@@ -22,22 +22,30 @@ SAMPLING = ["--guidance-scale", "--seed", "--steps"]
 
 FROZEN = {
     "": ["--debug", "--version"],
-    "ask": ["IMAGE", "QUESTION", *REGION, *PIPELINE],
+    "ask": [
+        *["IMAGE", "QUESTION", *REGION, *PIPELINE, "--also", "--chat"],
+        *["--max-new-tokens", "--seed", "--temperature", "--top-k", "--top-p"],
+    ],
     "segment": [
-        *["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--output", "-o"],
-        *["--frame", "--overlay", "--rle"],
+        *["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--classes", "--task", "--output", "-o", "--json", "--overlay"],
+        *["--frame"],
     ],
     "edit": [
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
         *["--mask-image", "--save-mask", "--strength", "--target"],
     ],
+    "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--clips", "--count", "--held-out", "--output", "--seed", "--size", "-o"],
-    "train": ["--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
+    "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
-        *["BENCHMARK", "--data", "--predictions", "--protocol", "--split", "--split-by"],
+        *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
     ],
+    "data": [
+        *["FORMAT", "--count", "--from", "--per-shard", "--seed", "--shards", "--split", "--split-by", "--to"],
+    ],
+    "calibrate": ["--count", "--output", "-o", *PIPELINE],
     "convert": [],
     "convert illume-plus": [
         *["--decoder", "--dtype", "--hierarchical", "--language-model", "--mask-decoder", "--tokenizer", *CONVERSION],

@@ -137,7 +137,7 @@ def cards(folder: str) -> dict[str, Any]:
     import tempfile
     from pathlib import Path
 
-    from diffusers_focus import FocusMaskConditioner, FocusSegmentEditPipeline
+    from diffusers_focus import FocusMaskConditioner, FocusModularPipeline, FocusSegmentEditPipeline
 
     pipe = FocusSegmentEditPipeline.from_pretrained(folder)
     pipe.push_to_hub("me/carded")
@@ -149,7 +149,15 @@ def cards(folder: str) -> dict[str, Any]:
     pipe.mask_conditioner.push_to_hub("me/variant", variant="fp16")
     pipe.mask_conditioner.push_to_hub("me/secret", private=True)
     FocusMaskConditioner.from_pretrained("me/secret").push_to_hub("me/open")
-    return {"kept": kept}
+    modular = FocusModularPipeline.from_pretrained(folder, workflow="ask")
+    modular.load_components()
+    modular.push_to_hub("me/blocks")
+    with tempfile.TemporaryDirectory() as place:
+        modular.save_pretrained(place, push_to_hub=True, repo_id="me/blocks-again")
+    back = FocusModularPipeline.from_pretrained("me/blocks")
+    back.load_components()
+    parts = [weights(modular.language_model), weights(back.language_model)]
+    return {"kept": kept, "modular": parts, "parts": sorted(back.components)}
 
 
 def page(folder: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_cards_are_right(pushed, hub):
     text = card.decode()
     assert 'FocusPipeline.from_pretrained("me/focus")' in text and "fp16" not in text
     assert 'custom_pipeline="focus_pipeline"' in text and "| unet | UNet2DConditionModel | 3,097,876 |" in text
-    figures = json.loads((TINY / "metrics.json").read_text())["groups"]["in"]["questions"]["accuracy"]
+    figures = json.loads((TINY / "metrics.json").read_text())["groups"]["in"]["questions"]["exact_match"]
     assert "Measured on the weights of `focus-tiny`" in text
     assert f"| Questions | exact match | {100 * figures['value']:.1f} (" in text
     assert "It knows only its world" in text and "Model Card for" not in text
@@ -170,6 +170,16 @@ def test_cards_of_others_stay(hub, tmp_path):
     assert 'FocusMaskConditioner.from_pretrained("me/variant", variant="fp16")' in card
     card = hub.files("me/open")["README.md"].decode()
     assert "me/secret" not in card and header(card.encode())["license"] == "apache-2.0"
+    # A modular pipeline: its own card, its figures, and no word of where it lay on this disk.
+    assert facts["modular"][0] == facts["modular"][1] and "unet" not in facts["parts"]
+    for name in ("me/blocks", "me/blocks-again"):
+        files = hub.files(name)
+        index = json.loads(files["modular_model_index.json"])
+        assert index["vision_encoder"][2]["pretrained_model_name_or_path"] is None
+        card = files["README.md"].decode()
+        assert header(files["README.md"])["pipeline_tag"] == "image-text-to-text" and "Model Card for" not in card
+        assert f'FocusModularPipeline.from_pretrained("{name}")' in card and "Measured on the weights of" in card
+        assert "| language_model | Qwen2ForCausalLM |" in card and "metrics.json" in files
 
 
 @pytest.mark.slow

@@ -210,3 +210,16 @@ def test_the_published_pipeline(root):
     output = standard.generate("a red circle", **options, **steps)
     options["generator"] = seeded()
     assert_drawn(output, pipe(prompt="a red circle", **options, **steps), ("images",))
+
+
+def test_attention_arguments_reach_the_unet():
+    lora = pytest.importorskip("peft").LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    standard = tiny_pipeline()
+    standard.unet.add_adapter(lora)
+    pipe = modular(**standard.components)
+    drawn = []
+    for scale in (0.5, 1.0):
+        options = {"cross_attention_kwargs": {"scale": scale}, "output_type": "np"}
+        drawn.append(standard.generate("a star", generator=seeded(), **options).images)
+        assert_equal(drawn[-1], pipe(prompt="a star", generator=seeded(), output="images", **options))
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3

@@ -164,7 +164,7 @@ def test_tuples_hold_what_the_outputs_do(pipe):
         pipe.understand(image, "how many?", **options).text
     )
     found, values = pipe.segment(image, "it", **options), pipe.segment(image, "it", return_dict=False, **options)
-    assert len(values) == 5
+    assert len(values) == 7
     for ours, theirs in zip(found.values(), values, strict=True):
         np.testing.assert_array_equal(ours[0], theirs[0])
     images, masks, edit_masks = pipe.edit(image, "remove it", return_dict=False, generator=seeded(), **BOX, **STEPS)

@@ -102,7 +102,7 @@ def test_nothing_is_read_before_its_turn_and_nothing_is_kept(pipe):
 
 
 def test_folders_hold_maps_names_runs_and_an_overlay(pipe, clip, tmp_path):
-    with FocusClipWriter(tmp_path / "out", overlay="overlay.gif", rate=8, rle=True) as writer:
+    with FocusClipWriter(tmp_path / "out", overlay="overlay.gif", rate=8, lines="masks.jsonl") as writer:
         for frame in pipe.stream_clip(clip, region=REGIONS, **SHORT):
             writer.write(frame)
     wanted = pipe.segment_clip(clip, region=REGIONS, **SHORT)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_focus.processing.regions import Box, Mask, Point, Scribble, check_region, point_radius, stroke_radius
+from diffusers_focus.processing.regions import (
+    Box,
+    Mask,
+    Point,
+    Scribble,
+    Strokes,
+    check_region,
+    point_radius,
+    stroke_radius,
+)
 
 
 def test_point_is_a_disk_of_the_pixel_that_contains_it():
@@ -95,4 +104,34 @@ def test_a_mask_is_a_copy_and_cannot_be_changed():
 )
 def test_what_cannot_be_meant_is_refused_with_advice(make, error, words):
     with pytest.raises(error, match=words):
+        make()
+
+
+def test_strokes_are_what_is_meant_without_what_is_not():
+    square = np.zeros((32, 32), bool)
+    square[4:20, 4:20] = True
+    strokes = Strokes(Mask(square), Point(10, 10), Box(12, 0, 32, 32, positive=False))
+    assert len(strokes.parts(32, 32, positive=True)) == 2 and len(strokes.parts(32, 32, positive=False)) == 1
+    drawn = strokes.rasterize(32, 32)
+    assert drawn[5, 5] and not drawn[:, 12:].any() and not drawn[21:].any()
+    assert (Strokes([Point(10, 10)]).rasterize(32, 32) == Point(10, 10).rasterize(32, 32)).all()
+    improved = Strokes(Scribble([(5, 5), (5, 9)], positive=False), previous=square).rasterize(32, 32)
+    assert improved[15, 15] and not improved[6, 5]
+    assert not (Strokes(Point(30, 30), previous=square).rasterize(32, 32) & square).any()  # a further click says enough
+    assert Point(1, 2, positive=False) != Point(1, 2) and Mask(square, positive=False) != Mask(square)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda: Strokes(), ValueError, "what is meant"),
+        (lambda: Strokes(Point(1, 1, positive=False)), ValueError, "Add a positive one"),
+        (lambda: Strokes((1, 2)), TypeError, "Strokes are Point"),
+        (lambda: Strokes(Point(1, 1), previous=np.zeros((4, 4))), ValueError, "empty"),
+        (lambda: Strokes(Point(1, 1), Box(0, 0, 8, 8, positive=False)).rasterize(8, 8), ValueError, "cover everything"),
+        (lambda: Strokes(Point(1, 1), Point(9, 1)).rasterize(8, 8), ValueError, "outside"),
+    ],
+)
+def test_strokes_that_say_nothing(make, kind, words):
+    with pytest.raises(kind, match=words):
         make()

@@ -8,7 +8,15 @@ import torch
 
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
 from diffusers_focus.processing.prompts import CLASS, INTERACTIVE, REFERRING
-from diffusers_focus.steps.segment import MaskPrompt, MaskReading, name_objects, read_masks, select_objects
+from diffusers_focus.steps.pointing import StrokeMasks
+from diffusers_focus.steps.segment import (
+    MaskPrompt,
+    MaskReading,
+    name_objects,
+    read_masks,
+    segment_prompts,
+    select_objects,
+)
 
 from tests.tiny import picture, shared_pipeline
 
@@ -21,7 +29,8 @@ def reading(text: str, scores: list[list[float]], boxes: list[tuple[int, int, in
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         masks[0, i, y0:y1, x0:x1] = 5.0
     logits = torch.tensor(scores).logit()[None]
-    return MaskReading(masks, masks.roll(1, -1), logits, torch.zeros(1, len(boxes), 2), [text])
+    embeds, quality = torch.zeros(1, len(boxes), 2), torch.zeros(1, len(boxes))
+    return MaskReading(masks, masks.roll(1, -1), logits, embeds, quality, torch.full((1,), 3.0), [text])
 
 
 def select(read: MaskReading, prompt: MaskPrompt | None = None, **options):
@@ -147,3 +156,119 @@ def test_of_a_mask_over_two_equal_objects_the_pointed_one_is_kept():
         assert len(found.masks) == 1 and found.masks[0, :4, here].all() and found.masks[0].sum() == 20
     # A part that overlaps the other part is no object of its own, and without another part nothing is two.
     assert select(reading("a", [[0.9], [0.1]], boxes[:2]), pointed((2, 1, 3, 2))).masks[0].sum() == 48
+
+
+def strokes(*positive: tuple[int, int], negative: tuple = (), previous: np.ndarray | None = None) -> MaskPrompt:
+    """One cell each; (x, y)."""
+
+    def cells(points):
+        masks = []
+        for x, y in points:
+            masks.append(np.zeros((16, 16), dtype=bool))
+            masks[-1][y, x] = True
+        return tuple(masks)
+
+    said = StrokeMasks(cells(positive), cells(negative), previous)
+    union = np.logical_or.reduce([*said.positive, np.zeros((16, 16), dtype=bool)])
+    return MaskPrompt(0, INTERACTIVE, None, (union,), said)
+
+
+def test_a_negative_click_rejects_what_it_lies_in():
+    read = reading("a", [[0.9], [0.6]], [(0, 0, 12, 6), (0, 0, 5, 6)])
+    found = select(read, strokes((2, 2), negative=[(9, 2)]))
+    assert len(found.masks) == 1 and found.masks[0].sum() == 30 and not found.masks[0, 2, 9]
+    np.testing.assert_allclose(found.scores, [0.6], atol=1e-6)
+    assert select(read, strokes((2, 2))).masks[0].sum() == 72
+
+
+def test_where_no_proposal_agrees_the_mask_is_cut_between_the_clicks():
+    read = reading("a", [[0.9]], [(0, 0, 12, 6)])
+    found = select(read, strokes((2, 2), negative=[(9, 2)])).masks[0]
+    assert found[:6, :5].all() and not found[:, 7:].any()  # nearer to one, nearer to the other
+    whole = reading("a", [[0.9]], [(0, 0, 16, 16)])
+    whole.mask_logits[0, 0, :, 6:9] = -5.0  # two parts of one mask
+    apart = select(whole, strokes((2, 2), negative=[(12, 12)])).masks[0]
+    assert apart[:, :6].all() and not apart[:, 9:].any()
+
+
+def test_a_further_click_joins_another_part():
+    read = reading("a", [[0.9], [0.4]], [(0, 0, 5, 6), (8, 0, 12, 6)])
+    found = select(read, strokes((2, 2), (9, 2)))
+    assert len(found.masks) == 1 and found.masks[0].sum() == 54
+    nowhere = select(read, strokes((2, 2), (2, 14))).masks[0]
+    assert nowhere[14, 2] and nowhere[:6, :5].all()
+
+
+def test_the_mask_to_improve_speaks_for_what_it_resembles():
+    read = reading("a", [[0.6], [0.5]], [(0, 0, 12, 6), (0, 0, 7, 6)])
+    before = np.zeros((16, 16), dtype=bool)
+    before[:6, :6] = True
+    assert select(read, strokes((2, 2))).masks[0].sum() == 72
+    assert select(read, strokes((2, 2), previous=before)).masks[0].sum() == 42
+    cut = select(read, strokes(negative=[(6, 2)], previous=before)).masks[0]  # no positive stroke at all
+    assert cut.any() and not cut[2, 6]
+
+
+def test_presence_score_and_quality_are_three_things():
+    read = reading("a", [[0.9]], [(0, 0, 4, 4)])
+    read.quality_logits[:] = 1.0
+    found = select(read)
+    assert found.presence == pytest.approx(1 / (1 + np.exp(-3.0)), abs=1e-5)  # of the first word
+    np.testing.assert_allclose(found.qualities, [1 / (1 + np.exp(-1.0))], atol=1e-5)
+    assert select(read, MaskPrompt(0, CLASS, ["cat"])).presence == pytest.approx(0.9, abs=1e-5)  # of the best score
+    gone = select(reading("nothing", [[0.9]], [(0, 0, 4, 4)]))
+    assert gone.qualities is not None and len(gone.qualities) == 0
+
+
+def test_the_maps_of_the_config_change_scores_and_with_them_the_choice():
+    read = reading("a", [[0.8], [0.7]], [(0, 0, 4, 4), (8, 8, 12, 12)])
+    read.quality_logits[0, 1] = 4.0
+    maps = {"words": {"score": [-1.0, 0.5, 0.5], "presence": [1.0, 0.0, -2.0], "quality": [0.5, 2.0]}}
+    found = select(read, calibration=maps)
+    assert found.masks[0, 9, 9]  # the better mask wins
+    logit = -1 + 0.5 * np.log(0.7 / 0.3) + 2
+    np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-logit))], rtol=1e-5)
+    np.testing.assert_allclose(found.qualities, [1 / (1 + np.exp(-8.5))], rtol=1e-5)
+    assert found.presence == pytest.approx(1 / (1 + np.exp(5.0)), abs=1e-5)
+    assert len(select(read, calibration=maps, presence_threshold=0.5).masks) == 0
+    assert len(select(read, MaskPrompt(0, CLASS, ["b"]), calibration=maps).masks) == 2  # maps of words alone
+    for wrong in ({"words": {"score": [1.0]}}, {"words": {"mood": [1.0, 2.0]}}, {"words": {"quality": 3}}):
+        with pytest.raises(ValueError, match="diffusers-focus calibrate"):
+            select(read, calibration=wrong)
+
+
+def test_presence_decides_in_place_of_the_word_where_it_has_a_threshold():
+    read = reading("nothing", [[0.9]], [(0, 0, 4, 4)])
+    assert len(select(read, presence_threshold=0.5).masks) == 1  # the first word was hardly likely
+    read.something_logits[:] = -3.0
+    assert len(select(read, presence_threshold=0.5).masks) == 0
+    assert len(select(read, pointed((1, 1, 3, 3)), presence_threshold=0.5).masks) == 1  # something lies there
+
+
+def test_an_explanation_is_no_name():
+    boxes = [(0, 0, 4, 4), (8, 8, 12, 12)]
+    found = select(reading("it has the most points, more than any: blue star", [[0.9], [0.8]], boxes))
+    assert found.labels == ["blue star"] and found.text.startswith("it has")
+    assert len(select(reading("there is no ring: nothing", [[0.9], [0.8]], boxes)).masks) == 0
+
+
+@torch.no_grad()
+def test_names_are_asked_together_or_each_by_itself_and_laid_out_without_overlaps():
+    pipe = shared_pipeline()
+    encoding = pipe.encode_image(picture())
+    options = {"score_threshold": 0.0, "fallback_threshold": 0.0, "max_new_tokens": 3}
+    names = ["red", "blue", "star"]
+    apart = segment_prompts(pipe, encoding, [MaskPrompt(0, CLASS, names)], classes_trained=False, **options)[0]
+    each = segment_prompts(pipe, encoding, [MaskPrompt(0, REFERRING, name) for name in names], **options)
+    best = max((float(score), name) for name, one in zip(names, each) for score in one.scores)
+    assert (apart.scores[0], apart.labels[0]) == (pytest.approx(best[0], abs=1e-5), best[1])
+    assert apart.presence == pytest.approx(max(one.presence for one in each), abs=1e-5)
+    together = segment_prompts(pipe, encoding, [MaskPrompt(0, CLASS, names)], **options)[0]
+    assert set(together.labels) <= set(names)
+    for layout in ("semantic", "panoptic"):
+        prompt = MaskPrompt(0, CLASS, names, layout=layout, stuff=("red",))
+        found = segment_prompts(pipe, encoding, [prompt], **options)[0]
+        assert len(found.masks) and found.masks.sum(axis=0).max() == 1
+        assert (found.masks.any(axis=(1, 2))).all() and len(found.scores) == len(found.labels) == len(found.masks)
+        if layout == "semantic":
+            assert len(set(found.labels)) == len(found.labels)

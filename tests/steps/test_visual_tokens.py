@@ -10,7 +10,7 @@ from diffusers_focus.processing.grammar import TokenSampling, VisualTokenGrammar
 from diffusers_focus.processing.prompts import GENERATE, GENERATE_RANDOM
 from diffusers_focus.steps.sampling import GREEDY, draw_ids, uniform_numbers
 from diffusers_focus.steps.sequence import FocusContext, embed_prefix, encode_prefix, suffix_row
-from diffusers_focus.steps.visual_tokens import block_template, write_codes
+from diffusers_focus.steps.visual_tokens import block_template, head_rows, write_codes
 
 from tests.tiny import SIZE, seeded, shared_pipeline
 
@@ -123,3 +123,16 @@ def test_draws_follow_the_probabilities_and_never_take_a_banned_id():
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="3 generators"):
         uniform_numbers(2, 5, [seeded(), seeded(), seeded()])
+
+
+def test_only_the_rows_that_are_allowed_are_multiplied():
+    """The same numbers from a plain head, an adapted one and one that offloading watches."""
+    head, hidden = torch.nn.Linear(8, 20, bias=False), torch.randn(3, 8)
+    expected = head(hidden)[:, 5:9]
+    torch.testing.assert_close(head_rows(head, hidden, 5, 9), expected)
+    counted = []
+    head.register_forward_hook(lambda *_: counted.append(1))
+    torch.testing.assert_close(head_rows(head, hidden, 5, 9), expected)
+    assert counted  # whoever watches the head sees it run
+    adapted = torch.nn.Sequential(torch.nn.Linear(8, 20, bias=False))
+    torch.testing.assert_close(head_rows(adapted, hidden, 5, 9), adapted(hidden)[:, 5:9])

@@ -163,7 +163,7 @@ def test_edits_change_pixels_in_their_region_only(batches):
                 assert (different & inside).any()
             elif scenes.scenes[prompt.image].antialias:
                 # Behind another object's smoothed edge a sliver may show through that is no pixel of any mask.
-                assert stray.sum() <= 2 and (before - after).abs().numpy()[:, stray].max(initial=0) < 0.1
+                assert stray.sum() <= 2 and (before - after).abs().numpy()[:, stray].max(initial=0) < 0.2
             else:
                 assert not stray.any()
             unconditional = "reconstruct" in user(prompt)

@@ -4,29 +4,63 @@ from __future__ import annotations
 
 import csv
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_focus.training.trainer import share_of
+from diffusers_focus.data.shards import write_shards
+from diffusers_focus.data.world_samples import world_records
+from diffusers_focus.training.trainer import Trainer, share_of
 
 from tests.training.shared_step import RECIPE, Regression
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 
 
-def run(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+def command(module: str, *arguments, processes: int = 1) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.training.shared_step", str(folder)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    done = subprocess.run(
-        command, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
-    )
+    return [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        "-m",
+        f"tests.training.{module}",
+        *map(str, arguments),
+    ]
+
+
+def run(folder: Path, processes: int, module: str = "shared_step", *arguments) -> dict[str, torch.Tensor]:
+    line = command(module, folder, *arguments, processes=processes)
+    done = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return load_file(folder / "checkpoint" / "weights.safetensors")
+
+
+def log_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Sixteen scenes, and a sample that is damaged in its middle."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_shards(folder / "shards", world_records(folder, range(16), size=64, num_questions=3), folder, per_shard=6)
+    path = folder / "shards" / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\x89PNG", len(data) // 2)
+    data[start : start + 16] = b"?" * 16
+    path.write_bytes(data)
+    return folder / "shards"
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
@@ -52,3 +86,65 @@ def test_a_batch_that_does_not_divide_is_refused():
         [*command, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0 and "3 samples a step, which 2 processes cannot share" in done.stderr
+
+
+def test_a_run_that_is_killed_ten_times_goes_on_to_the_identical_losses(tmp_path):
+    recipe = replace(RECIPE, steps=40, save_every_minutes=0.0)  # a checkpoint after every step: most kills meet one
+
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        trainer = Trainer(recipe, Regression(recipe), folder, cpu=True)
+        assert trainer.run(progress=False)
+        return trainer.parameters
+
+    rng, kills = random.Random(5), 0
+    for _ in range(100):
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)  # another thread pool does not survive the fork
+                trained(tmp_path / "killed")
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.02, 0.15))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+        if kills == 10:
+            break
+    assert kills == 10
+    resumed, whole = trained(tmp_path / "killed"), trained(tmp_path / "whole")
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_learn_from_shards_what_one_learns(shards, tmp_path):
+    for processes in (1, 2):
+        run(tmp_path / str(processes), processes, "shared_language", shards, 20)
+    one, two = ([float(row["loss"]) for row in log_of(tmp_path / n)] for n in "12")
+    assert len(one) == 20 and one[-1] < 0.95 * one[0]
+    assert one == pytest.approx(two, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_joint_objective_killed_ten_times_goes_on_to_the_identical_losses(shards, tmp_path):
+    run(tmp_path / "whole", 1, "shared_language", shards, 30)
+    rng, kills = random.Random(6), 0
+    line = command("shared_language", tmp_path / "killed", shards, 30)
+    while kills < 10:
+        begun = len(log_of(tmp_path / "killed")) if (tmp_path / "killed" / "log.csv").exists() else 0
+        process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        while process.poll() is None:  # until it trains, then to any point of the next two steps
+            time.sleep(0.05)
+            path = tmp_path / "killed" / "log.csv"
+            if path.exists() and len(log_of(tmp_path / "killed")) > begun:
+                break
+        time.sleep(rng.uniform(0.0, 2.0))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL, "the run was over before it was killed ten times"
+    run(tmp_path / "killed", 1, "shared_language", shards, 30)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    skipped = {row["skipped"] for row in log_of(tmp_path / "whole")}
+    assert "1" in skipped or max(map(float, skipped)) > 0  # the damaged picture was met, counted and left out

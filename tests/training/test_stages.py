@@ -26,6 +26,8 @@ FROZEN = {
     "1a-semantic": ("semantic_tokenizer", {"visual_tokenizer"}),
     "1b": ("decoder", {"unet"}),
     "3": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
+    "3-places": ("language", {"language_model", "vision_encoder"}),
+    "3-all": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "3-identities": ("language", {"mask_decoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -146,20 +146,95 @@ def _polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
     return flat.reshape(width, height).T.copy()
 
 
-def labelme_masks(path: Path, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(target, ignored), bool [height, width] each, of a labelme file as ReasonSeg publishes them.
+def mask_polygons(mask: np.ndarray) -> list[list[int]]:
+    """A mask as COCO polygons, one for each part that hangs together (four neighbours); `polygons_mask` gives it back exactly.
+
+    Corners lie on the edges of pixels. COCO polygons cannot say "a hole", but they are filled by the even-odd rule, so the outline
+    of a hole is walked within the polygon of its part, there and back along one line.
+
+    Args:
+        mask: bool [height, width].
+
+    Returns:
+        Lists x, y, x, y, ... in pixels, the largest part first; none for an empty mask.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.ndim != 2:
+        raise ValueError(f"A mask to outline has the shape [height, width], got {list(mask.shape)}.")
+    loops = _outlines(mask)
+    parts = sorted(([loop] for loop in loops if _area(loop) > 0), key=lambda part: -_area(part[0]))
+    for hole in (loop for loop in loops if _area(loop) < 0):
+        # Around a hole lies the smallest part that holds it; parts are in descending order.
+        next(part for part in reversed(parts) if _within(hole, part[0])).append(hole)
+    polygons = []
+    for outer, *holes in parts:
+        walk = list(outer)
+        for hole in holes:
+            walk += [outer[0], *hole, hole[0]]
+        walk += [outer[0]] if holes else []
+        polygons.append([value for corner in walk for value in corner])
+    return polygons
+
+
+Corner = tuple[int, int]
+_RIGHT = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}  # steps (x, y), y goes down
+
+
+def _outlines(mask: np.ndarray) -> list[list[Corner]]:
+    """The closed outlines along the edges of pixels, as corners. The inside is on the right, so holes run the other way round."""
+    padded = np.pad(mask, 1)
+    steps: dict[Corner, list[Corner]] = {}
+    for step, outside, start in (
+        ((1, 0), padded[:-2, 1:-1], (0, 0)),  # upper edges run right
+        ((0, 1), padded[1:-1, 2:], (1, 0)),  # right ones down
+        ((-1, 0), padded[2:, 1:-1], (1, 1)),  # lower ones left
+        ((0, -1), padded[1:-1, :-2], (0, 1)),  # left ones up
+    ):
+        for y, x in np.argwhere(mask & ~outside).tolist():
+            steps.setdefault((x + start[0], y + start[1]), []).append(step)
+    waiting = dict.fromkeys((corner, step) for corner, leaving in steps.items() for step in leaving)
+    loops = []
+    while waiting:
+        edge, walk = next(iter(waiting)), []
+        while edge in waiting:
+            del waiting[edge]
+            walk.append(edge)
+            (x, y), (dx, dy) = edge
+            corner = (x + dx, y + dy)
+            # Where two parts touch at a corner, turning right stays with the own one.
+            edge = (corner, _RIGHT[dx, dy] if len(steps[corner]) > 1 else steps[corner][0])
+        loops.append([corner for i, (corner, step) in enumerate(walk) if step != walk[i - 1][1]])
+    return loops
+
+
+def _area(loop: list[Corner]) -> float:
+    """Of a closed outline; negative for a hole."""
+    x, y = np.asarray(loop, dtype=float).T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+
+
+def _within(hole: list[Corner], outer: list[Corner]) -> bool:
+    """Whether a hole lies inside an outline: one of its pixels, by the edges to the left of it."""
+    x, y = next((x - 0.5, y + 0.5) for (x, y), (following, _) in zip(hole, hole[1:] + hole[:1]) if following < x)
+    corners = np.asarray(outer, dtype=float)
+    (left, start), (_, end) = corners.T, np.roll(corners, -1, axis=0).T
+    return int(((left < x) & (np.minimum(start, end) < y) & (y < np.maximum(start, end))).sum()) % 2 == 1
+
+
+def labelme_masks(data: bytes, name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(target, ignored), bool [height, width] each, of a labelme file as ReasonSeg publishes them; `name` is for messages.
 
     Shapes are drawn with their outline, the largest first, so that a small one lies on top of a large one whatever it says;
     a label with "ignore" in it takes pixels out of the evaluation, "flag" means nothing (LISA, utils/data_processing.py).
     Pillow draws them here, OpenCV there; a test measures the difference.
     """
     drawn = []
-    for shape in read_labelme(path)["shapes"]:
+    for shape in read_labelme(data, name)["shapes"]:
         try:
             label = str(shape["label"]).lower()
             points = [(int(x), int(y)) for x, y in shape["points"]]
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ValueError(f"A shape of {str(path)!r} has no label, or no points [x, y]: {_short(shape)}.") from None
+            raise ValueError(f"A shape of {name!r} has no label, or no points [x, y]: {_short(shape)}.") from None
         if label == "flag":
             continue
         canvas = Image.new("1", (width, height))
@@ -175,13 +250,12 @@ def labelme_masks(path: Path, height: int, width: int) -> tuple[np.ndarray, np.n
     return target, ignored
 
 
-def read_labelme(path: Path) -> dict[str, Any]:
-    """A labelme file: {"shapes": [{"label", "points"}, ...], ...}; old Windows text is understood.
+def read_labelme(data: bytes, name: str) -> dict[str, Any]:
+    """A labelme file: {"shapes": [{"label", "points"}, ...], ...}; old Windows text is understood. `name` is for messages.
 
     Raises:
         ValueError: no JSON, or no shapes.
     """
-    data = path.read_bytes()
     try:
         try:
             text = data.decode("utf-8")
@@ -189,9 +263,9 @@ def read_labelme(path: Path) -> dict[str, Any]:
             text = data.decode("cp1252")
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not a labelme file: {error}") from None
+        raise ValueError(f"{name!r} is not a labelme file: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("shapes"), list):
-        raise ValueError(f"{str(path)!r} has no list of shapes; a labelme file is {{'shapes': [...], ...}}.")
+        raise ValueError(f"{name!r} has no list of shapes; a labelme file is {{'shapes': [...], ...}}.")
     return found
 
 
@@ -213,17 +287,21 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return polygons_mask(usable, height, width)
 
 
-def index_map(path: Path) -> np.ndarray:
-    """The object numbers of a palette (or grey) PNG as DAVIS writes them, uint8 [height, width]; 0 is background."""
+def index_map(source: Path | IO[bytes], name: str = "") -> np.ndarray:
+    """The object numbers of a palette (or grey) PNG as DAVIS writes them, uint8 [height, width]; 0 is background.
+
+    Args:
+        source: the file.
+        name: what messages call it; by default its path.
+    """
+    name = name or str(source)
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             if picture.mode not in ("P", "L", "1"):
-                raise ValueError(
-                    f"{str(path)!r} is a {picture.mode} picture; object numbers are in a palette or grey PNG."
-                )
+                raise ValueError(f"{name!r} is a {picture.mode} picture; object numbers are in a palette or grey PNG.")
             return np.asarray(picture.convert("L") if picture.mode == "1" else picture).astype(np.uint8)
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from None
+        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from None
 
 
 def _short(value: Any) -> str:

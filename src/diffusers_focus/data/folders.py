@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .files import SampleFiles
 from .samples import Sample, check_record, read_sample
 
 EXAMPLES_KEPT = 20
@@ -87,8 +90,60 @@ class SampleFolder:
             self.problems.append(f"line {number}: {error}")
 
 
+class FolderSource:
+    """The samples of a JSONL file in any order: lines that follow one another and are about the same pictures are one unit.
+
+    Args:
+        path: as for `SampleFolder`. The file is read through once, for the places of its lines.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it has no line.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.folder = SampleFolder(path)
+        starts, numbers = [], []
+        offset, before = 0, None
+        with self.folder.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    pictures = _pictures(line)
+                    if pictures is None or pictures != before:
+                        starts.append(offset)
+                        numbers.append(number)
+                    before = pictures
+                offset += len(line)
+        if not starts:
+            raise ValueError(f"{str(self.folder.path)!r} has no sample.")
+        self._starts, self._numbers = np.asarray([*starts, offset]), np.asarray(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def order(self, seed: Sequence[int]) -> Sequence[int]:
+        """Every index once, in an order that the seed decides."""
+        return np.random.default_rng(list(seed)).permutation(len(self))
+
+    def unit(self, index: int) -> tuple[list[tuple[str, bytes]], SampleFiles]:
+        """(name, line) pairs and the files they name."""
+        with self.folder.path.open("rb") as stream:
+            stream.seek(int(self._starts[index]))
+            lines = stream.read(int(self._starts[index + 1] - self._starts[index])).split(b"\n")
+        first, path = int(self._numbers[index]), self.folder.path
+        found = [(f"{path}:{first + i}", line) for i, line in enumerate(lines) if line.strip()]
+        return found, SampleFiles(self.folder.root)
+
+
+def _pictures(line: bytes) -> Any:
+    """What pictures a line is about; None where it says so of none."""
+    try:
+        return json.loads(line).get("images")
+    except (ValueError, RecursionError, AttributeError):
+        return None  # told when it is its turn
+
+
 def write_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> int:
-    """Write records as a JSONL file, which is complete or not there at all.
+    """Write records as a JSONL file, which is complete or not there at all; its folder is made where it is missing.
 
     Returns:
         How many there are.
@@ -97,6 +152,7 @@ def write_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) ->
         ValueError: a record does not fit its task; an old file stays as it is.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
     try:

@@ -408,13 +408,14 @@ def _ask_extreme(scene: Scene, rng: np.random.Generator, held_out: bool) -> Ques
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
-    """Where one object is, in eighths of the side: what a relation compares, asked of either alone."""
-    unique = [item for item in scene.objects if _only(scene, shape=item.shape) is not None]
+    """Where one object is, in eighths of the side: what a relation compares, asked of either alone and in the words of either."""
+    unique = [(item.shape, item) for item in scene.objects if _only(scene, shape=item.shape) is not None]
+    unique += [(" ".join(pair), scene.objects[i]) for pair, i in _named_pairs(scene, held_out).items()]
     if not unique:
         return None
-    item = _pick(rng, unique)
+    name, item = _pick(rng, unique)
     way, place = _pick(rng, (("right", item.cx), ("down", item.cy)))
-    return Question(f"how far {way} is the {item.shape}?", COUNT_WORDS[min(7, int(8 * place))], "place")
+    return Question(f"how far {way} is the {name}?", COUNT_WORDS[min(7, int(8 * place))], "place")
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:

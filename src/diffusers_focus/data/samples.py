@@ -16,21 +16,23 @@ Every record has a `task`, and may have a `key` (its name) and anything else und
 
 and the tasks, with what each needs and (in brackets) may have:
 
-    text        text, answer                                a conversation without a picture
-    answer      images, text, answer [regions]              caption, question, document; `answer` may be a list of right ones
+    text        text, answer [history]                      a conversation without a picture
+    answer      images, text, answer [regions, history]     caption, question, document; `answer` may be a list of right ones
     referring   images, text, masks [ignored, labels]       one mask an object; an empty list: nothing is meant
-    reasoning   images, text, masks [ignored, answer]
+    reasoning   images, text, masks [ignored, answer, labels]
     class       images, names, masks, labels
-    region      images, regions, masks [ignored]
+    region      images, regions, masks [ignored, labels]    as many regions as masks: one each; else all masks are meant by any
     clip        images, masks, text | regions | names [labels, region_frame]    masks: for every object a mask or null a frame
-    edit        images, text, result [masks, target]
+    edit        images, text, result [masks, target, change, labels]    masks: what is meant; change: where pixels may change
     generation  text, result
+
+`history` holds the earlier turns of a conversation, [[question, answer], ...].
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,21 +42,22 @@ from PIL import Image, ImageFilter
 
 from ..processing.regions import Box, Mask, Point, Region, Scribble, point_radius, stroke_radius
 from .coco_masks import annotation_mask, decode_rle, index_map, labelme_masks
+from .files import SampleFiles
 
 # task: (fields it needs, fields it may have); `clip` needs one of text, regions and names on top.
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "text": (("text", "answer"), ()),
-    "answer": (("images", "text", "answer"), ("regions",)),
+    "text": (("text", "answer"), ("history",)),
+    "answer": (("images", "text", "answer"), ("regions", "history")),
     "referring": (("images", "text", "masks"), ("ignored", "labels")),
-    "reasoning": (("images", "text", "masks"), ("ignored", "answer")),
+    "reasoning": (("images", "text", "masks"), ("ignored", "answer", "labels")),
     "class": (("images", "names", "masks", "labels"), ()),
-    "region": (("images", "regions", "masks"), ("ignored",)),
+    "region": (("images", "regions", "masks"), ("ignored", "labels")),
     "clip": (("images", "masks"), ("text", "regions", "names", "labels", "region_frame")),
-    "edit": (("images", "text", "result"), ("masks", "target")),
+    "edit": (("images", "text", "result"), ("masks", "target", "change", "labels")),
     "generation": (("text", "result"), ()),
 }
 _ALWAYS = ("task", "key", "info")
-_LISTS = ("images", "masks", "regions", "names", "labels")
+_LISTS = ("images", "masks", "regions", "names", "labels", "history")
 _CLIP_PROMPTS = ("text", "regions", "names")
 
 
@@ -71,6 +74,7 @@ class Query:
         regions: in pixels of the picture (of frame `region_frame` of a clip).
         region_frame: the frame the regions are on.
         target: what an edit is about, where that is said apart.
+        history: earlier turns, (question, answer) each.
     """
 
     task: str
@@ -81,6 +85,7 @@ class Query:
     regions: tuple[Region, ...] = ()
     region_frame: int = 0
     target: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Truth:
         labels: a name for each object.
         ignored: bool [height, width], pixels that count for nothing.
         result: the edited or described picture, RGB.
+        change: bool [height, width], where pixels of an edit may change.
     """
 
     answers: tuple[str, ...] = ()
@@ -100,6 +106,7 @@ class Truth:
     labels: tuple[str, ...] = ()
     ignored: np.ndarray | None = None
     result: Image.Image | None = None
+    change: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -148,24 +155,30 @@ def check_record(record: Any) -> None:
         answers = record["answer"] if isinstance(record["answer"], list) else [record["answer"]]
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answer is text, or a list of at least one right text.")
+    for turn in record.get("history", []):
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
+            raise ValueError(f"history is a list of [question, answer], got {repr(turn)[:60]}.")
     if task == "clip" and not any(name in record for name in _CLIP_PROMPTS):
         raise ValueError("A clip needs something to look for: text, regions or names.")
-    if "labels" in record and len(record["labels"]) != len(record["masks"]):
-        raise ValueError(f"There are {len(record['labels'])} labels for {len(record['masks'])} masks; give one each.")
+    if "labels" in record and len(record["labels"]) != len(record.get("masks", [])):
+        raise ValueError(
+            f"There are {len(record['labels'])} labels for {len(record.get('masks', []))} masks; give one each."
+        )
 
 
-def read_query(record: dict[str, Any], root: Path) -> Query:
+def read_query(record: dict[str, Any], root: Path | SampleFiles) -> Query:
     """What a model is shown of a record; no true mask, answer or result is read.
 
     Args:
         record: see the module's docstring.
-        root: the folder its files are named from.
+        root: the folder its files are named from, or the files themselves.
 
     Raises:
         ValueError: the record does not fit its task, or a file is missing, damaged or outside the folder.
     """
     check_record(record)
-    images = tuple(_picture(root, name) for name in record.get("images", []))
+    files = SampleFiles.of(root)
+    images = tuple(files.picture(name) for name in record.get("images", []))
     if record["task"] == "clip" and len({image.size for image in images}) > 1:
         raise ValueError("The frames of a clip differ in size; bring them to one size first.")
     frame = record.get("region_frame", 0)
@@ -174,7 +187,7 @@ def read_query(record: dict[str, Any], root: Path) -> Query:
     regions = ()
     if "regions" in record:
         width, height = images[frame].size
-        regions = tuple(_region(one, root, height, width) for one in record["regions"])
+        regions = tuple(_region(one, files, height, width) for one in record["regions"])
     return Query(
         task=record["task"],
         key=record.get("key", ""),
@@ -184,10 +197,11 @@ def read_query(record: dict[str, Any], root: Path) -> Query:
         regions=regions,
         region_frame=frame,
         target=record.get("target"),
+        history=tuple((question, answer) for question, answer in record.get("history", [])),
     )
 
 
-def read_truth(record: dict[str, Any], root: Path, size: tuple[int, int] | None = None) -> Truth:
+def read_truth(record: dict[str, Any], root: Path | SampleFiles, size: tuple[int, int] | None = None) -> Truth:
     """What is true of a record.
 
     Args:
@@ -198,9 +212,10 @@ def read_truth(record: dict[str, Any], root: Path, size: tuple[int, int] | None 
         ValueError: as for `read_query`; or a mask is of another size than the picture.
     """
     check_record(record)
-    masks, ignored = None, None
+    files = SampleFiles.of(root)
+    masks, ignored, change = None, None, None
     if size is None and record.get("images"):
-        width, height = _picture(root, record["images"][0]).size
+        width, height = files.picture(record["images"][0]).size
         size = (height, width)
     if "masks" in record and size is not None:
         read: list[np.ndarray] = []
@@ -210,26 +225,30 @@ def read_truth(record: dict[str, Any], root: Path, size: tuple[int, int] | None 
                     raise ValueError(
                         f"An object of a clip has a mask or null for each of its {len(record['images'])} frames."
                     )
-                frames = [np.zeros(size, dtype=bool) if m is None else _mask(m, root, *size) for m in one]
+                frames = [np.zeros(size, dtype=bool) if m is None else _mask(m, files, *size) for m in one]
                 read.append(np.stack(frames))
             else:
-                read.append(_mask(one, root, *size))
+                read.append(_mask(one, files, *size))
         empty = (0, len(record["images"]), *size) if record["task"] == "clip" else (0, *size)
         masks = np.stack(read) if read else np.zeros(empty, dtype=bool)
         if "ignored" in record:
-            ignored = _mask(record["ignored"], root, *size)
+            ignored = _mask(record["ignored"], files, *size)
+    if "change" in record and size is not None:
+        change = _mask(record["change"], files, *size)
     answer = record.get("answer", ())
     return Truth(
         answers=(answer,) if isinstance(answer, str) else tuple(answer),
         masks=masks,
         labels=tuple(record.get("labels", ())),
         ignored=ignored,
-        result=_picture(root, record["result"]) if "result" in record else None,
+        result=files.picture(record["result"]) if "result" in record else None,
+        change=change,
     )
 
 
-def read_sample(record: dict[str, Any], root: Path) -> Sample:
+def read_sample(record: dict[str, Any], root: Path | SampleFiles) -> Sample:
     """The whole sample of a record; see `read_query` and `read_truth`."""
+    root = SampleFiles.of(root)  # a picture of both is decoded once
     query = read_query(record, root)
     size = (query.images[0].height, query.images[0].width) if query.images else None
     return Sample(query, read_truth(record, root, size), record.get("info", {}))
@@ -238,27 +257,7 @@ def read_sample(record: dict[str, Any], root: Path) -> Sample:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def inside(root: Path, name: Any) -> Path:
-    """A file of the folder; ValueError where the name is no text or leads out of it."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"A file is named by text relative to {str(root)!r}, got {name!r}.")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"The file {name!r} is outside the folder {str(root)!r}; name files relative to it.")
-    return root / name
-
-
-def _picture(root: Path, name: Any) -> Image.Image:
-    path = inside(root, name)
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"The picture {str(path)!r} is missing.") from None
-    except Exception as error:  # damaged pictures raise nearly anything, SyntaxError among it
-        raise ValueError(f"The picture {str(path)!r} cannot be read: {error}") from None
-
-
-def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
+def _mask(value: Any, files: SampleFiles, height: int, width: int) -> np.ndarray:
     if (
         isinstance(value, dict) and "size" in value and value["size"] != [height, width]
     ):  # before memory is taken for it
@@ -266,11 +265,11 @@ def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
             f"A mask has the size {value['size']!r}, but its picture is [{height}, {width}] (height, width)."
         )
     if isinstance(value, str):
-        mask = np.asarray(_picture(root, value).convert("L")) > 127
+        mask = np.asarray(files.picture(value).convert("L")) > 127
     elif isinstance(value, dict) and "png" in value:
-        mask = index_map(inside(root, value["png"])) == value.get("index", 1)
+        mask = index_map(files.open(value["png"]), files.path_of(value["png"])) == value.get("index", 1)
     elif isinstance(value, dict) and "labelme" in value:
-        target, ignored = labelme_masks(inside(root, value["labelme"]), height, width)
+        target, ignored = labelme_masks(files.read(value["labelme"]), files.path_of(value["labelme"]), height, width)
         mask = ignored if value.get("label") == "ignore" else target
     elif isinstance(value, dict) and "polygons" in value:
         if "size" not in value:
@@ -290,7 +289,7 @@ def _mask(value: Any, root: Path, height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _region(value: Any, root: Path, height: int, width: int) -> Region:
+def _region(value: Any, files: SampleFiles, height: int, width: int) -> Region:
     kinds = {"point", "scribble", "box", "mask"} & set(value) if isinstance(value, dict) else set()
     if len(kinds) != 1:
         raise ValueError(f"A region is a dict with one of point, scribble, box and mask, got {repr(value)[:60]}.")
@@ -303,7 +302,7 @@ def _region(value: Any, root: Path, height: int, width: int) -> Region:
         elif kind == "box":
             region = Box(*value["box"])
         else:
-            region = Mask(_grown(_mask(value["mask"], root, height, width), value.get("grow")))
+            region = Mask(_grown(_mask(value["mask"], files, height, width), value.get("grow")))
         region.rasterize(height, width)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"The region {repr(value)[:60]} is not understood: {error}") from None
@@ -321,15 +320,6 @@ def _grown(mask: np.ndarray, kind: Any) -> np.ndarray:
     return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture, from its header. ValueError where it has none."""
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except Exception as error:  # as above
-        raise ValueError(f"The picture {str(path)!r} cannot be read: {error}") from None
-
-
 def names_of(records: Sequence[dict[str, Any]]) -> list[str]:
     """The key of every record, "0000012" where it has none. ValueError where two are the same."""
     keys = [record.get("key") or f"{index:07d}" for index, record in enumerate(records)]
@@ -337,3 +327,30 @@ def names_of(records: Sequence[dict[str, Any]]) -> list[str]:
         ((double, _),) = Counter(keys).most_common(1)
         raise ValueError(f"Two samples are called {double!r}; a key names one.")
     return keys
+
+
+def rename_files(record: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """The record with every file it names called something else; what is no file name stays.
+
+    Args:
+        record: one that fits its task.
+        rename: old name -> new name; called in the order of the fields, pictures first.
+    """
+
+    def mask(value: Any) -> Any:
+        if isinstance(value, str):
+            return rename(value)
+        if isinstance(value, dict):
+            return {key: rename(one) if key in ("png", "labelme") else one for key, one in value.items()}
+        return [mask(one) for one in value] if isinstance(value, list) else value
+
+    changed = dict(record)
+    for name in ("images", "masks"):
+        if name in record:
+            changed[name] = [mask(one) for one in record[name]]
+    for name in ("ignored", "change", "result"):
+        if name in record:
+            changed[name] = mask(record[name])
+    if "regions" in record:
+        changed["regions"] = [one | {"mask": mask(one["mask"])} if "mask" in one else one for one in record["regions"]]
+    return changed

@@ -1,4 +1,4 @@
-"""mAP of instance masks, the COCO way: a thin layer over pycocotools, which is the definition (extra `eval`).
+"""mAP of instance masks and of tubes, the COCO way: a thin layer over pycocotools, which is the definition (extra `eval`).
 
 Source: the COCO detection challenge, `COCOeval` with `iouType="segm"`. AP is the area under the precision-recall curve of one
 class at one IoU threshold, read at 101 recalls; mAP is its mean over the thresholds 0.50, 0.55, ... 0.95 and over the
@@ -20,9 +20,9 @@ _NAMES = ("mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: a bool mask [H, W], its class, its score (predictions), and whether it is a crowd region (truths)."""
+    """One object: a bool mask [H, W] or its run lengths, class, score (predictions), and whether it is a crowd region (truths)."""
 
-    mask: np.ndarray
+    mask: np.ndarray | dict[str, Any]
     label: str
     score: float = 1.0
     crowd: bool = False
@@ -44,6 +44,31 @@ def mean_average_precision(
         ImportError: pycocotools is not installed.
         ValueError: not as many lists of predictions as of truths.
     """
+    return _average_precision(predicted, truth, {name: place for place, name in enumerate(_NAMES)})
+
+
+def tube_average_precision(
+    predicted: Sequence[Sequence[Instance]], truth: Sequence[Sequence[Instance]]
+) -> dict[str, float | None]:
+    """YouTube-VIS's mAP of tubes, the masks of an object in all frames of a clip (youtubevos/cocoapi, `YTVOSeval`).
+
+    Args:
+        predicted, truth: the tubes of each clip, the frames of a tube side by side as one mask [H, frames * W]. Intersection and
+            union of two such masks are those of the tubes, summed over the frames, so COCO's rule is YouTube-VIS's.
+
+    Returns:
+        "mAP", "AP50", "AP75", and "AR1", "AR10", the recall with at most so many predictions a clip; None where there is no object.
+
+    Raises:
+        ImportError, ValueError: as `mean_average_precision`.
+    """
+    return _average_precision(predicted, truth, {"mAP": 0, "AP50": 1, "AP75": 2, "AR1": 6, "AR10": 7})
+
+
+def _average_precision(
+    predicted: Sequence[Sequence[Instance]], truth: Sequence[Sequence[Instance]], chosen: dict[str, int]
+) -> dict[str, float | None]:
+    """The `chosen` ones (name -> place) of the twelve figures of COCOeval."""
     if len(predicted) != len(truth):
         raise ValueError(
             f"There are predictions for {len(predicted)} images and truths for {len(truth)}; give one list of instances for "
@@ -60,7 +85,7 @@ def mean_average_precision(
 
     labels = {name: i + 1 for i, name in enumerate(sorted({one.label for image in truth for one in image}))}
     if not labels:
-        return dict.fromkeys(_NAMES)
+        return dict.fromkeys(chosen)
 
     def rows(images: Sequence[Sequence[Instance]], scored: bool) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -68,8 +93,9 @@ def mean_average_precision(
             for one in instances:
                 if one.label not in labels:  # a class that no image holds has no AP
                     continue
-                code = coco_mask.encode(np.asfortranarray(one.mask, dtype=np.uint8))
-                area = float(one.mask.sum())
+                given = isinstance(one.mask, dict)
+                code = one.mask if given else coco_mask.encode(np.asfortranarray(one.mask, dtype=np.uint8))
+                area = float(coco_mask.area(code))
                 row = {"id": len(found) + 1, "image_id": image_id, "category_id": labels[one.label]}
                 row |= {
                     "segmentation": code,
@@ -82,7 +108,8 @@ def mean_average_precision(
 
     images = []
     for index, both in enumerate(zip(truth, predicted), start=1):
-        height, width = next((one.mask.shape for side in both for one in side), (0, 0))
+        sizes = (one.mask["size"] if isinstance(one.mask, dict) else one.mask.shape for side in both for one in side)
+        height, width = next(sizes, (0, 0))
         images.append({"id": index, "height": height, "width": width})
     categories = [{"id": index, "name": name} for name, index in labels.items()]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
@@ -96,4 +123,5 @@ def mean_average_precision(
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return {name: None if value < 0 else float(value) for name, value in zip(_NAMES, run.stats)}
+    values = {name: float(run.stats[place]) for name, place in chosen.items()}
+    return {name: None if value < 0 else value for name, value in values.items()}

@@ -23,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from ..data.benchmarks import questions, refer, segmentation
+from ..data.benchmarks import questions, refer, segmentation, videos
 from ..data.folders import SampleFolder
-from ..data.samples import Query, names_of, read_query, read_truth
+from ..data.samples import Query, Truth, names_of, read_query, read_truth
+from .gallery import write_gallery
 from .run import hardware, versions, write_json
-from .scores import SCORERS, clip_row
+from .scores import SCORERS
+from .video_scores import read_expression_masks, read_object_maps, tube_reader
 
 BATCH_SIZE = 8
 _PROBLEMS_KEPT = 20
@@ -69,6 +72,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         *("masks", "val", segmentation.INTERACTIVE_KINDS),
     ),
     "davis": Benchmark(lambda root, split, by, p: segmentation.davis_records(root, split), "clips", "val"),
+    **{
+        name: Benchmark(lambda root, split, by, p: videos.expression_records(root, split), "expressions", "valid")
+        for name in ("ref-davis", "ref-youtube-vos")
+    },
+    "revos": Benchmark(lambda root, split, by, p: videos.revos_records(root, split), "expressions", "valid"),
+    "youtube-vis": Benchmark(lambda root, split, by, p: videos.youtube_vis_records(root, split), "tubes", "valid"),
     "pope": Benchmark(lambda root, split, by, p: questions.pope_records(root, split), "yes_no", "random"),
     "vqa": Benchmark(lambda root, split, by, p: questions.vqa_records(root, split), "vqa", "val"),
     "mmbench": Benchmark(
@@ -104,10 +113,14 @@ def run_benchmark(
     count: int | None = None,
     predictions: str | os.PathLike | None = None,
     batch_size: int = BATCH_SIZE,
+    gallery: int = 0,
+    part: tuple[int, int] | None = None,
     loader: Callable[[str], Any] | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Measure a pipeline on a benchmark.
+
+    Several processes share a run: each calls with its `part`, and when they are done, one calls without.
 
     Args:
         pipeline: a loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`; None with `predictions`.
@@ -117,13 +130,16 @@ def run_benchmark(
         split, split_by: which split, and by whom where there are several.
         protocol: "sentence" or "merged" of RefCOCO and gRefCOCO; the kind of prompt of COCO-Interactive; the task of "samples".
         count: only the first so many samples. A later run with more goes on from them.
-        predictions: a folder of finished results, for "davis": <clip>/<frame>.png of object numbers.
+        predictions: a folder of finished results of clips in place of a pipeline's (see the readers in video_scores.py).
         batch_size: samples a call.
+        gallery: draw so many of the worst samples beside the result, with the ending .gallery.png.
+        part: (index, number of processes): answer every so-manieth sample into a file of lines of this process, and stop there.
         loader: turns the folder into a pipeline; called once there is something to ask.
         progress: show a progress bar; None does so on a terminal.
 
     Returns:
-        What is written: benchmark, settings, samples, skipped, problems, figures, seconds, hardware, versions, date.
+        What is written: benchmark, settings, samples, skipped, problems, figures, seconds, hardware, versions, date. Of a part
+        the number of samples asked.
 
     Raises:
         ValueError: an unknown name or setting; damaged files; lines of another run; no sample that can be read.
@@ -144,11 +160,19 @@ def run_benchmark(
     keys = names_of(records)
     asked = predictions if predictions is not None else pipeline
     head = {"benchmark": name, **settings, "asked": _identity(asked)}
-    lines = _Lines(target.with_suffix(".jsonl"), head)
+    file = target.with_suffix(".jsonl")
+    lines = _Lines(file if part is None else file.with_suffix(f".{part[0]}-of-{part[1]}.jsonl"), head)
+    known = dict(lines.rows)  # and what other processes, or an earlier run by itself, have done
+    others = sorted(target.parent.glob(f"{target.stem}.*-of-*.jsonl"))
+    for other in (file, *others) if part is not None else others:
+        known.update(_Lines(other, head).rows)
     start = time.perf_counter()
-    todo = [(key, record) for key, record in zip(keys, records) if key not in lines.rows]
+    pairs = list(zip(keys, records))[slice(None) if part is None else slice(part[0], None, part[1])]
+    todo = [(key, record) for key, record in pairs if key not in known]
     if predictions is not None:
-        answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(root, Path(predictions))
+        answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(
+            root, Path(predictions), benchmark.scorer
+        )
     else:
         if todo and isinstance(pipeline, (str, os.PathLike)):
             if loader is None:
@@ -156,13 +180,23 @@ def run_benchmark(
             pipeline = loader(os.fspath(pipeline))
         answer = _asking(pipeline, root, benchmark.scorer)
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    with lines, tqdm(total=len(keys), initial=len(keys) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
+    if benchmark.scorer in _READERS:
+        batch_size = 1  # the frames of one clip are enough to hold
+    with lines, tqdm(total=len(pairs), initial=len(pairs) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
         for first in range(0, len(todo), batch_size):
-            part = todo[first : first + batch_size]
-            rows = answer([record for _, record in part])
-            lines.add([{"key": key, **row} for (key, _), row in zip(part, rows, strict=True)])
-            bar.update(len(part))
+            now = todo[first : first + batch_size]
+            rows = answer([record for _, record in now])
+            lines.add([{"key": key, **row} for (key, _), row in zip(now, rows, strict=True)])
+            bar.update(len(now))
 
+    if part is not None:
+        return {"benchmark": name, "part": list(part), "asked_now": len(todo)}
+    missing = [key for key in keys if key not in lines.rows]
+    if missing:  # they are in the files of processes
+        with lines:
+            lines.add([known[key] for key in missing])
+    for other in others:
+        other.unlink()
     rows = [lines.rows[key] for key in keys]
     good = [row for row in rows if "skipped" not in row]
     problems = [f"{row['key']}: {row['skipped']}" for row in rows if "skipped" in row]
@@ -183,6 +217,9 @@ def run_benchmark(
         "hardware": hardware(None if predictions is not None or not todo else pipeline),
         "versions": versions(),
     }
+    if gallery:
+        by_key = dict(zip(keys, records))
+        result["gallery"] = write_gallery(target.with_suffix(".gallery.png"), good, by_key, root, gallery)
     write_json(target, result)
     return result
 
@@ -200,15 +237,11 @@ def _checked(
         raise ValueError(
             f"{name} has no protocol {protocol!r}; " + (f"choose from {allowed}." if allowed else "leave it out.")
         )
-    if protocol == "class" and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
+    needs_coco = protocol == "class" or benchmark.scorer == "tubes"
+    if needs_coco and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
         raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
-    if benchmark.scorer == "clips" and predictions is None:
-        raise ValueError(
-            f"{name} needs predictions, a folder of <clip>/<frame>.png: following a region through a clip is not part of the "
-            "pipeline yet."
-        )
-    if benchmark.scorer != "clips" and predictions is not None:
-        raise ValueError(f"Predictions are scored for davis only; {name} asks the pipeline.")
+    if benchmark.scorer not in _READERS and predictions is not None:
+        raise ValueError(f"Predictions are scored of clips only; {name} asks the pipeline.")
     if batch_size < 1 or (count is not None and count < 1):
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
     return benchmark
@@ -253,7 +286,7 @@ def ask(pipe: Any, queries: Sequence[Query], pictures: Sequence[Any] | None = No
 
     Args:
         pipe: with the calls of `FocusPipeline`.
-        queries: of the tasks "referring", "reasoning", "class", "region" and "answer", in any mixture.
+        queries: of the tasks "referring", "reasoning", "class", "region", "answer" and "clip", in any mixture.
         pictures: what tells the picture of a query from another's; expressions about one picture share its encoding.
 
     Returns:
@@ -293,15 +326,44 @@ def ask(pipe: Any, queries: Sequence[Query], pictures: Sequence[Any] | None = No
                     texts = pipe.understand(images, [queries[index].text for index in part], **options).text
                     for index, text in zip(part, texts, strict=True):
                         found[index] = {"text": text}
+        elif task == "clip":
+            for index in chosen:
+                found[index] = _ask_clip(pipe, queries[index])
         else:
-            raise ValueError(f"Samples of the task {task!r} cannot be asked here yet.")
+            raise ValueError(f"Samples of the task {task!r} cannot be asked here.")
     return found
 
 
-def _finished(root: Path, predictions: Path) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+def _ask_clip(pipe: Any, query: Query) -> dict[str, Any]:
+    """What a pipeline finds in a clip: {"masks": bool [objects, frames, H, W], "labels", "scores": [objects]}."""
+    if not hasattr(pipe, "segment_clip"):
+        raise ValueError(
+            f"{type(pipe).__name__} cannot follow objects through a clip (it has no segment_clip); score finished results with "
+            "predictions, or load a pipeline that segments."
+        )
+    asked: dict[str, Any] = {"target": query.text} if query.text else {}
+    if query.regions and not query.text:
+        asked = {"region": {query.region_frame: list(query.regions)}}
+    elif query.names:
+        asked = {"classes": list(query.names)}
+    out = pipe.segment_clip(list(query.images), **asked)
+    scores = [float(row[row > 0].mean()) if (row > 0).any() else 0.0 for row in np.asarray(out.scores)]
+    return {"masks": np.asarray(out.masks, dtype=bool), "labels": list(out.labels), "scores": scores}
+
+
+_READERS: dict[str, Callable[[Path], Callable[[dict[str, Any], Truth, Path], dict[str, Any]]]] = {
+    "clips": lambda folder: read_object_maps,
+    "expressions": lambda folder: read_expression_masks,
+    "tubes": tube_reader,
+}
+"""Scorer of clips -> how finished results are read."""
+
+
+def _finished(root: Path, predictions: Path, scorer: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
     """Records of clips -> rows, from a folder of results."""
-    if not predictions.is_dir():
+    if not predictions.exists():
         raise FileNotFoundError(f"there is no folder {str(predictions)!r} of predictions")
+    read = _READERS[scorer](predictions)
 
     def answer(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = []
@@ -309,9 +371,11 @@ def _finished(root: Path, predictions: Path) -> Callable[[list[dict[str, Any]]],
             try:
                 truth = read_truth(record, root)
             except (ValueError, OSError) as error:
-                rows.append({"skipped": str(error)})
+                rows.append({"skipped": record.get("info", {}).get("problem") or str(error)})
                 continue
-            rows.append(clip_row(record, truth, predictions))
+            info = record.get("info", {})
+            row = SCORERS[scorer].row(read(record, truth, predictions), truth, info)
+            rows.append({"scene": info.get("image_id", record["key"]), **row})
         return rows
 
     return answer
@@ -359,6 +423,7 @@ class _Lines:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._keep = self._stream.tell()
         self._stream.close()
 
     def add(self, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,8 @@ true object, grown by 4 pixels, is the result nearer (mean L1) to the true re-re
 re-render that differs from the truth in one attribute (other colours, other shapes, the other fill, no object)?
 
 Every edit runs twice: composited (the default, the input's own pixels outside the edit mask) and raw (the decoder's
-whole picture). They are reported apart, so that compositing alone cannot earn a figure. The rule is this project's own.
+whole picture). They are reported apart, so that compositing alone cannot earn a figure. Of the composited run the place is
+measured too: what was kept outside, how the edit mask fits the true change, and the seam. The rules are this project's own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import numpy as np
 from ..data.language import Edit, alternatives, edit_support, sample_edit
 from ..data.regions_sampling import dilate
 from ..data.world import HELD_OUT_PAIRS, Scene, render
+from ..steps.composite import relative_radius
 from . import metrics
 from .tasks import Batch, figure, kinds_of, scene_rng, union_mask
 
 SUPPORT_DILATION = 4
+EXCESS_DILATION = 8
+PLACE_FIGURES = ("background_kept", "coverage", "excess", "seam", "seam_true")
 _TRIES = 8
 
 
@@ -110,6 +114,41 @@ def score_edit(picture: np.ndarray, truth: EditTruth) -> dict[str, float]:
     return found
 
 
+def score_place(picture: np.ndarray, free: np.ndarray, truth: EditTruth, reach: int) -> dict[str, float]:
+    """What a composited result kept outside its edit mask, how well the mask fits the change, and how visible its border is.
+
+    Args:
+        picture: [S, S, 3] in 0..255.
+        free: bool [S, S], the edit mask.
+        reach: pixels that its soft edge goes beyond it.
+
+    Returns:
+        "background_kept": 1 where every level outside the soft edge is the source's own, else 0;
+        "coverage": share of the true change inside the mask; "excess": the mask's area over that of the change grown by 8 pixels;
+        "seam" and "seam_true": mean absolute step between neighbours across the mask's border, in the result and in the true
+        re-render. The last four are absent where either mask is empty, the last two where there is no border.
+    """
+    outside = ~dilate(free, reach) if free.any() else np.ones_like(free)
+    found = {"background_kept": float((picture[outside].round() == truth.source[outside]).all())}
+    if not (free.any() and truth.support.any()):
+        return found
+    found["coverage"] = float((free & truth.support).sum() / truth.support.sum())
+    found["excess"] = float(free.sum() / dilate(truth.support, EXCESS_DILATION).sum())
+    steps, true_steps = (_border_steps(one, free) for one in (picture, truth.truth))
+    if len(steps):
+        found |= {"seam": float(steps.mean()), "seam_true": float(true_steps.mean())}
+    return found
+
+
+def _border_steps(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Absolute steps [n] over the border of a mask, mean over the channels."""
+    values, found = picture.astype(np.float32), []
+    for axis in (0, 1):
+        crossing = np.diff(mask, axis=axis)
+        found.append(np.abs(np.diff(values, axis=axis)).mean(axis=-1)[crossing])
+    return np.concatenate(found)
+
+
 def to_levels(images: Any, size: int) -> list[np.ndarray]:
     """A pipeline's pictures (output_type "np": [S, S, 3] floats in [0, 1] each) as float32 levels in 0..255."""
     pictures = []
@@ -161,6 +200,11 @@ class EditTask:
             for row, picture, truth in zip(rows, to_levels(out.images, size), truths, strict=True):
                 row.update({f"{name}_{key}": value for key, value in score_edit(picture, truth).items()})
             if preserve:
+                pictures = to_levels(out.images, size)
+                feather = getattr(getattr(pipe, "config", None), "mask_feather", 0.02)
+                reach = relative_radius(feather, size, size)
+                for row, picture, free, truth in zip(rows, pictures, out.edit_masks, truths, strict=True):
+                    row.update(score_place(picture, union_mask(free, size), truth, reach))
                 for row, mask, free, truth in zip(rows, out.masks, out.edit_masks, truths, strict=True):
                     row["mask_iou"] = metrics.iou(union_mask(mask, size), truth.target)
                     row["edit_mask_iou"] = metrics.iou(union_mask(free, size), truth.support)
@@ -187,4 +231,10 @@ def _edit_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if local:
         found["mask_mIoU"] = figure(local, "mask_iou")
     found["edit_mask_mIoU"] = figure(records, "edit_mask_iou")
+    for key in PLACE_FIGURES:
+        known = [record for record in records if key in record]
+        if known:
+            found[key] = figure(known, key)
+    if "seam" in found and found["seam_true"]["value"] > 0:
+        found["seam_ratio"] = {"value": round(found["seam"]["value"] / found["seam_true"]["value"], 6)}
     return found

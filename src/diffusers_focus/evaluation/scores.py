@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.coco_masks import decode_rle, encode_rle, index_map
+from ..data.coco_masks import encode_rle
 from ..data.samples import Truth
-from . import answers, metrics
+from . import answers, metrics, video_scores
 from .average_precision import Instance, mean_average_precision
 from .tasks import calibration, figure, kinds_of
 
@@ -52,6 +51,7 @@ def _mask_row(prediction: dict[str, Any], truth: Truth, _: Mapping[str, Any]) ->
         "score": max((float(score) for score in prediction["scores"]), default=0.0),
         "no_target": not wanted.any(),
         "said_empty": not found.any(),
+        "found": encode_rle(found),  # for the gallery
     }
 
 
@@ -92,7 +92,7 @@ def _class_row(prediction: dict[str, Any], truth: Truth, _: Mapping[str, Any]) -
 
 def _class_figures(rows: Rows) -> dict[str, Any]:
     def instances(name: str) -> list[list[Instance]]:
-        return [[Instance(**{**one, "mask": decode_rle(one["mask"])}) for one in row[name]] for row in rows]
+        return [[Instance(**one) for one in row[name]] for row in rows]
 
     return mean_average_precision(instances("found"), instances("true"))
 
@@ -139,65 +139,15 @@ def _choice_figures(rows: Rows) -> dict[str, Any]:
     return {"circular_accuracy": circular, **_kind_figures(rows)}
 
 
-# --- clips ----------------------------------------------------------------------------------------------------------
-
-
-def clip_row(record: dict[str, Any], truth: Truth, predictions: Path) -> dict[str, Any]:
-    """J and F of every object of a clip, over all frames but the first and the last (DAVIS 2017, semi-supervised).
-
-    Args:
-        record: of the task "clip"; frames are looked up by the name of their picture.
-        truth: its masks, bool [objects, frames, H, W].
-        predictions: a folder with <key>/<frame>.png, palette pictures of object numbers.
-
-    Raises:
-        FileNotFoundError: a frame has no prediction.
-        ValueError: a prediction has another size, or a number above that of the last object.
-    """
-    if truth.masks is None:
-        raise ValueError("A clip without masks cannot be scored.")
-    count = len(truth.masks)
-    rows: list[dict[str, list[float]]] = [{"J": [], "F": []} for _ in range(count)]
-    for index, name in list(enumerate(record["images"]))[1:-1]:
-        file = predictions / record["key"] / f"{Path(name).stem}.png"
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no prediction {str(file)!r}")
-        numbers = index_map(file)
-        highest = int(numbers[numbers < 255].max(initial=0))
-        if highest > count:
-            raise ValueError(f"{str(file)!r} has the object {highest}, but the clip has {count}; 0 is the background.")
-        for number, row in enumerate(rows, start=1):
-            predicted, wanted = numbers == number, truth.masks[number - 1, index]
-            row["J"].append(metrics.iou(predicted, wanted))
-            row["F"].append(metrics.boundary_f(predicted, wanted))
-    objects = [{name: metrics.clip_statistics(values) for name, values in row.items()} for row in rows]
-    return {"scene": record["key"], "objects": objects, "frames": len(rows[0]["J"]) if rows else 0}
-
-
-def _clip_figures(rows: Rows) -> dict[str, Any]:
-    """Means over objects, as DAVIS has them; J&F is the mean of the two means."""
-    flat = [{"scene": row["scene"], **one} for row in rows for one in row["objects"] if row["frames"]]
-    if not flat:
-        return {"J&F": None}
-    values: list[dict[str, Any]] = []
-    for one in flat:
-        (j, j_recall, j_decay), (f, f_recall, f_decay) = one["J"], one["F"]
-        values.append(
-            {
-                **{"scene": one["scene"], "J&F": (j + f) / 2, "J": j, "J-recall": j_recall, "J-decay": j_decay},
-                **{"F": f, "F-recall": f_recall, "F-decay": f_decay},
-            }
-        )
-    return {name: figure(values, name) for name in values[0] if name != "scene"}
-
-
 SCORERS: dict[str, Scorer] = {
     "masks": Scorer(_mask_row, _mask_figures),
     "generalized": Scorer(_mask_row, _generalized_figures),
     "yes_no": Scorer(_yes_no_row, _yes_no_figures),
     "vqa": Scorer(_vqa_row, _kind_figures),
     "choices": Scorer(_choice_row, _choice_figures),
-    "clips": Scorer(_mask_row, _clip_figures),
+    "clips": Scorer(video_scores.objects_row, video_scores.objects_figures),
+    "expressions": Scorer(video_scores.expression_row, video_scores.expression_figures),
+    "tubes": Scorer(video_scores.tubes_row, video_scores.tubes_figures),
     # Folders of samples, by task.
     "referring": Scorer(_mask_row, _generalized_figures),
     "reasoning": Scorer(_mask_row, _generalized_figures),

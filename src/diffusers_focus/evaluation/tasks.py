@@ -32,7 +32,7 @@ from ..data.language import (
     referring_expressions,
 )
 from ..data.regions_sampling import REGION_KINDS, region_prompt
-from ..data.world import HELD_OUT_PAIRS, Rendered, Scene, first_held_out_seed, render, sample_scene
+from ..data.world import HELD_OUT_PAIRS, SHAPES, Rendered, Scene, first_held_out_seed, render, sample_scene
 from ..processing.regions import Region
 from . import metrics
 
@@ -139,6 +139,16 @@ def region_sample(scene: Scene, masks: np.ndarray, kind: str, held_out: bool = F
     return region_prompt(masks[target], kind, scene_rng(scene, kind)), target
 
 
+def class_sample(scene: Scene) -> tuple[list[str], list[str]]:
+    """The names a scene is asked for, half of all shapes with about half of its own among them, and the name of each object."""
+    rng = scene_rng(scene, "classes")
+    labels = [item.shape for item in scene.objects]
+    own, others = rng.permutation(sorted(set(labels))).tolist(), [name for name in SHAPES if name not in labels]
+    names = own[: int(rng.integers(len(own) + 1))]
+    names += rng.permutation(others).tolist()[: len(SHAPES) // 2 - len(names)]
+    return rng.permutation(names).tolist(), labels
+
+
 def question_sample(scene: Scene, kind: str, held_out: bool = False) -> Question | None:
     """The question of a kind this scene is asked; None where it allows none."""
     rng = scene_rng(scene, f"question {kind}")
@@ -197,6 +207,9 @@ class SegmentTask:
                         "scene": batch.scenes[index].seed,
                         "kind": referral.kind,
                         "score": max((float(score) for score in out.scores[row]), default=0.0),
+                        "presence": float(out.presence[row]),
+                        "qualities": [float(quality) for quality in out.qualities[row]],
+                        "shown": _shown(out.masks[row], batch.drawn[index].masks),
                         **_compare(union_mask(out.masks[row], truth.shape[0]), truth),
                     }
                 )
@@ -213,9 +226,11 @@ class SegmentTask:
                 found["N-acc"] = figure(absent, "said_empty")
             if present:
                 found["T-acc"] = figure(present, "said_something")
+            found["presence_error"] = calibration(
+                [{**r, "there": not r["no_target"]} for r in records], "presence", "there"
+            )
             return found
-        found = _mask_figures(records)
-        found["calibration_error"] = calibration(records)
+        found = {**_mask_figures(records), **_calibration_figures(records)}
         if self.name == "referring":
             found["kinds"] = {kind: _mask_figures(chosen) for kind, chosen in kinds_of(records).items()}
         return found
@@ -241,6 +256,8 @@ class RegionTask:
                     "scene": batch.scenes[index].seed,
                     "kind": self.name,
                     "score": max((float(score) for score in out.scores[index]), default=0.0),
+                    "qualities": [float(quality) for quality in out.qualities[index]],
+                    "shown": _shown(out.masks[index], batch.drawn[index].masks),
                     **_compare(union_mask(out.masks[index], truth.shape[0]), truth),
                     **{f"echo_{key}": value for key, value in echo.items()},
                 }
@@ -250,10 +267,55 @@ class RegionTask:
         """mIoU, cIoU, P@0.5 and calibration, and the same of the echo."""
         return {
             **_mask_figures(self.records),
-            "calibration_error": calibration(self.records),
+            **_calibration_figures(self.records),
             "echo_mIoU": figure(self.records, "echo_iou"),
             "echo_P@0.5": figure(self.records, "echo_hit"),
         }
+
+
+class ClassTask:
+    """Lists of shapes to look for: instances, and one mask for each name."""
+
+    def __init__(self, name: str = "classes") -> None:
+        self.name = name
+        self.records: list[dict[str, Any]] = []
+
+    def run(self, pipe: Any, batch: Batch) -> None:
+        """Look for some names in every scene of the batch."""
+        indices = range(len(batch.scenes))
+        asked = [class_sample(scene) for scene in batch.scenes]
+        source = batch.source(pipe, indices)
+        names = [names for names, _ in asked]
+        instances = pipe.segment(source, classes=names)
+        maps = pipe.segment(source, classes=names, task="semantic")
+        for index, (wanted, labels) in enumerate(asked):
+            truths = [(mask, name) for mask, name in zip(batch.drawn[index].masks, labels) if name in wanted]
+            pairs = _matched(instances.masks[index], instances.labels[index], truths)
+            pixels = dict(zip(maps.labels[index], maps.masks[index]))
+            nothing = np.zeros(batch.drawn[index].masks.shape[-2:], dtype=bool)
+            for name in wanted:
+                truth = np.logical_or.reduce([nothing, *(mask for mask, own in truths if own == name)])
+                found = pixels.get(name, nothing)
+                self.records.append({"scene": batch.scenes[index].seed, "kind": "semantic", **_compare(found, truth)})
+            # Of each match at least half of the union, so a mask matches one object at most.
+            matched = [value for value in pairs if value >= 0.5]
+            missed, wrong = len(truths) - len(matched), len(pairs) - len(matched)
+            self.records.append(
+                {
+                    "scene": batch.scenes[index].seed,
+                    "kind": "instance",
+                    "matched_iou": sum(matched),
+                    "quality_base": len(matched) + 0.5 * (missed + wrong),
+                }
+            )
+
+    def figures(self) -> dict[str, Any]:
+        """PQ (panoptic quality: IoU of matched instances over matches and half of all misses), mIoU of the names' maps."""
+        kinds = kinds_of(self.records)
+        found = {"mIoU": figure(kinds["semantic"], "iou")}
+        if any(record["quality_base"] for record in kinds["instance"]):
+            found["PQ"] = figure(kinds["instance"], "matched_iou", "quality_base")
+        return found
 
 
 class QuestionTask:
@@ -302,6 +364,18 @@ class QuestionTask:
         }
 
 
+def _matched(masks: Any, labels: Sequence[str], truths: Sequence[tuple[np.ndarray, str]]) -> list[float]:
+    """For each mask its IoU with an object of its name that no better mask has taken, 0 without."""
+    free, values = list(truths), []
+    for mask, label in zip(masks, labels, strict=True):
+        overlaps = [metrics.iou(mask, truth) if name == label else 0.0 for truth, name in free]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        values.append(overlaps[best] if overlaps else 0.0)
+        if values[-1] >= 0.5:
+            free.pop(best)
+    return values
+
+
 def _compare(predicted: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     value, intersection, union = metrics.generalized_overlap(predicted, truth)
     return {
@@ -323,10 +397,26 @@ def _mask_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def calibration(records: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """How far the masks' scores are from the share of masks with IoU >= 0.5."""
-    error = metrics.expected_calibration_error([r["score"] for r in records], [r["hit"] for r in records])
+def _shown(masks: Any, objects: np.ndarray) -> list[float]:
+    """For each mask its IoU with the object it shows, meant or not."""
+    return [max(metrics.iou(mask, one) for one in objects) for mask in np.asarray(masks)]
+
+
+def calibration(records: Sequence[dict[str, Any]], stated: str = "score", held: str = "hit") -> dict[str, float | int]:
+    """How far what is `stated` is from what `held`: masks' scores from the share of masks with IoU >= 0.5."""
+    error = metrics.expected_calibration_error([r[stated] for r in records], [r[held] for r in records])
     return {"value": round(error, 6), "count": len(records)}
+
+
+def _calibration_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The error of scores, and that of qualities against the IoU with the object shown."""
+    pairs = [
+        {"quality": quality, "iou": shown}
+        for record in records
+        for quality, shown in zip(record["qualities"], record["shown"], strict=True)
+    ]
+    found = {"calibration_error": calibration(records)}
+    return {**found, "quality_error": calibration(pairs, "quality", "iou")} if pairs else found
 
 
 def _answer_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

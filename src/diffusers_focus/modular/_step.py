@@ -23,7 +23,7 @@ from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
-from ..processing.regions import Box, Mask, Point, Scribble
+from ..processing.regions import Region
 from ..steps.denoise import LatentBackground
 from ..steps.editing import EditPrompt
 from ..steps.encode import FocusImageEncoding
@@ -45,7 +45,6 @@ PARTS: dict[str, tuple[type, str]] = {
     "image_processor": (FocusImageProcessor, "images in and out, prompt style and token resolutions"),
 }
 
-_Region = Point | Scribble | Box | Mask
 _Picture = Image.Image | FocusImageEncoding | list[Image.Image]
 _Masks = Image.Image | list[Image.Image]
 _Generators = torch.Generator | list[torch.Generator]
@@ -55,12 +54,14 @@ _Generators = torch.Generator | list[torch.Generator]
 INPUTS: dict[str, tuple[Any, Any, str]] = {
     "image": (_Picture, None, "An image, a list of images, or the `image_encoding` of an earlier run."),
     "image_encoding": (FocusImageEncoding, None, "The encoded images, from `encode_image`."),
-    "question": (str | list[str], None, "A question, or one for each image."),
+    "question": (str | list, None, "A question or the messages of a conversation, or one for each image."),
+    "streamer": (Any, None, "Shows an answer while it is written: transformers' `TextStreamer`, or its like."),
     "prompt": (str | list[str], None, "With an image the instruction, without one the description; a list is a batch."),
-    "target": (str | list[str], None, "What is meant, in words; a list has one entry an image."),
-    "region": (_Region | list[_Region], None, "The same by pointing, in pixels of the input image."),
-    "classes": (list[str] | list[list[str]], None, "Names to look for, in place of both."),
-    "task": (str, None, '"referring" (default) or "reasoning", for indirect expressions.'),
+    "target": (str | list, None, "What is meant, in words; a list has one entry an image."),
+    "region": (Region | list[Region], None, "The same by pointing, in pixels of the input image."),
+    "classes": (list, None, "Names to look for, in place of both; or a list of names for each image."),
+    "task": (str | list, None, 'Of words "referring" or "reasoning", of names "instance", "semantic" or "panoptic".'),
+    "stuff": (list[str], None, "Of the names, those whose objects are not told apart in a panoptic result."),
     "max_new_tokens": (int, None, f"Longest answer ({MAX_ANSWER}), or list of names before masks ({MAX_NAMES})."),
     "score_threshold": (float, None, "Least score of an object without a name; the pipeline's own by default."),
     "fallback_threshold": (float, None, "Least score of a named object; the pipeline's own by default."),
@@ -83,6 +84,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "eta": (float, 0.0, "Share of fresh noise in a step of DDIM; other schedulers ignore it."),
     "guidance_scale": (float, None, "How strongly the visual tokens steer the denoising; 1 switches guidance off."),
     "mask_guidance_scale": (float, 1.0, "The same for the edit mask; anything but 1 costs a further UNet pass a step."),
+    "cross_attention_kwargs": (
+        dict[str, Any],
+        None,
+        'For the UNet\'s attention; "scale" is the weight of its LoRA adapters.',
+    ),
     "latents": (torch.Tensor, None, "[B, 4, h, w]: initial noise of unit variance, then the latents as they are."),
     "output_type": (str, "pil", '"pil", "np", "pt" or "latent".'),
     "edits": (list[EditPrompt], None, "B edits with their masks, from `edit_input`."),
@@ -104,6 +110,8 @@ OUTPUTS: dict[str, tuple[Any, str]] = {
     "masks": (list, "bool [objects, height, width] per prompt, best score first."),
     "scores": (list, "float32 [objects] in 0..1 per prompt."),
     "labels": (list, "A name for each object, per prompt."),
+    "presence": (list, "In 0..1 per prompt: how sure it is that there is anything it means."),
+    "qualities": (list, "float32 [objects] per prompt, the IoU to expect."),
     "instance_embeds": (list, "float32 [objects, D] per prompt, to recognise an object in another frame."),
     "mask_image": (list[Image.Image], 'What was meant, one image (mode "L", 255 inside) per prompt.'),
     "edit_masks": (list, "bool [height, width] per edit: where pixels may change."),

@@ -35,6 +35,7 @@ class FocusLoopDenoiser(FocusStep):
         read("negative_prompt_embeds", required=True),
         read("guidance_scale"),
         read("mask_guidance_scale"),
+        read("cross_attention_kwargs"),
     )
 
     def __call__(self, components: Any, block_state: Any, i: int, t: torch.Tensor) -> tuple[Any, Any]:
@@ -48,6 +49,7 @@ class FocusLoopDenoiser(FocusStep):
             guidance(components, block_state),
             block_state.mask_guidance_scale,
             has_mask=block_state.latent_mask is not None and components.mask_conditioner is not None,
+            cross_attention_kwargs=block_state.cross_attention_kwargs,
         )
         block_state.predicted = denoiser.predict(
             block_state.latents,

@@ -14,10 +14,20 @@ from PIL import Image
 
 from ..steps import encode
 from ..steps.editing import edit_places, edit_prompts
-from ..steps.segment import find_objects, mask_request, require_masks
-from ..steps.understand import answer_questions
+from ..steps.mask_requests import mask_request
+from ..steps.segment import find_objects, require_masks
+from ..steps.understand import answer_questions, streaming
 from ._step import FocusStep, read, write
 
+_SELECTING = (
+    "score_threshold",
+    "fallback_threshold",
+    "duplicate_iou",
+    "presence_threshold",
+    "calibration",
+    "classes_trained",
+)
+_FOUND = ("masks", "scores", "labels", "text", "instance_embeds", "presence", "qualities")
 _LANGUAGE = ("vision_encoder", "language_model", "lm_tokenizer", "image_processor")
 
 
@@ -57,22 +67,25 @@ class FocusUnderstandStep(FocusStep):
         read("top_k"),
         read("top_p"),
         read("generator"),
+        read("streamer"),
     )
     writes = (write("text"),)
 
     def run(self, components: Any, block_state: Any) -> None:
         """Answer."""
-        block_state.text = answer_questions(
-            components,
-            block_state.image_encoding,
-            block_state.question,
-            block_state.region,
-            max_new_tokens=block_state.max_new_tokens,
-            temperature=block_state.temperature,
-            top_k=block_state.top_k,
-            top_p=block_state.top_p,
-            generator=block_state.generator,
-        )
+        with streaming(block_state.streamer):
+            block_state.text = answer_questions(
+                components,
+                block_state.image_encoding,
+                block_state.question,
+                block_state.region,
+                max_new_tokens=block_state.max_new_tokens,
+                temperature=block_state.temperature,
+                top_k=block_state.top_k,
+                top_p=block_state.top_p,
+                generator=block_state.generator,
+                streamer=block_state.streamer,
+            )
 
 
 class FocusSegmentStep(FocusStep):
@@ -84,18 +97,19 @@ class FocusSegmentStep(FocusStep):
     about = "Finds what an expression, a region or a list of names refers to."
     parts = (*_LANGUAGE, "mask_decoder")
     may_lack = ("mask_decoder",)  # its own error says what to do without one
-    settings = ("score_threshold", "fallback_threshold", "duplicate_iou", "masks_trained")
+    settings = (*_SELECTING, "masks_trained")
     reads = (
         read("image_encoding", required=True),
         read("target"),
         read("region"),
         read("classes"),
         read("task"),
+        read("stuff"),
         read("max_new_tokens"),
         read("score_threshold"),
         read("fallback_threshold"),
     )
-    writes = tuple(write(name) for name in ("masks", "scores", "labels", "text", "instance_embeds", "mask_image"))
+    writes = tuple(write(name) for name in (*_FOUND, "mask_image"))
 
     def run(self, components: Any, block_state: Any) -> None:
         """Find the objects."""
@@ -103,7 +117,12 @@ class FocusSegmentStep(FocusStep):
         require_masks(components, settings, "segmenting")
         encoding = encode.single_images(block_state.image_encoding, "Segmenting")
         request = mask_request(
-            encoding, block_state.target, block_state.region, classes=block_state.classes, task=block_state.task
+            encoding,
+            block_state.target,
+            block_state.region,
+            classes=block_state.classes,
+            task=block_state.task,
+            stuff=block_state.stuff,
         )
         found = find_objects(
             components,
@@ -114,7 +133,7 @@ class FocusSegmentStep(FocusStep):
             score_threshold=block_state.score_threshold,
             fallback_threshold=block_state.fallback_threshold,
         )
-        for name in ("masks", "scores", "labels", "text", "instance_embeds"):
+        for name in _FOUND:
             setattr(block_state, name, request.grouped([getattr(one, name) for one in found]))
         unions = request.grouped([one.masks.any(axis=0) for one in found])
         block_state.mask_image = [
@@ -132,9 +151,7 @@ class FocusLocateStep(FocusStep):
     parts = (*_LANGUAGE, "mask_decoder")
     may_lack = ("mask_decoder",)
     settings = (
-        "score_threshold",
-        "fallback_threshold",
-        "duplicate_iou",
+        *_SELECTING,
         "masks_trained",
         "edit_masks_trained",
         "edit_regions_trained",

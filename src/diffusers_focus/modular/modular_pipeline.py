@@ -1,7 +1,7 @@
 """`FocusModularPipeline`: a `ModularPipeline` that runs blocks of FOCUS and knows how its checkpoints are loaded.
 
 What it adds to diffusers' class (Apache-2.0): `FocusBlocks` by default (diffusers looks default blocks up in its own package
-only), one precision for all parts, and folders that say nothing of where they lie.
+only), one precision for all parts, folders that say nothing of where they lie, and a card of our own on the Hub.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from diffusers.modular_pipelines.modular_pipeline import (
 )
 
 from ..checkpoints.layout import modular_index
+from ..sharing.publish import FocusHubMixin
 from ..steps.arguments import check_count, check_numbers, check_output_type, check_strength
 from ..steps.fit import check_fit
 from .modular_blocks import WORKFLOWS, FocusBlocks
 
 
-class FocusModularPipeline(ModularPipeline):
+class FocusModularPipeline(FocusHubMixin, ModularPipeline):
     """FOCUS put together from blocks.
 
     Args:

@@ -9,9 +9,10 @@ import torch
 from ..sharing.publish import FocusHubMixin
 from ..steps import encode
 from ._hub import FocusLoadingMixin
+from ._watch import FocusWatchMixin
 
 
-class FocusPipelineMixin(FocusLoadingMixin, FocusHubMixin):
+class FocusPipelineMixin(FocusWatchMixin, FocusLoadingMixin, FocusHubMixin):
     """Mixed into a `DiffusionPipeline` with FOCUS components."""
 
     def _require(self, purpose: str, *names: str) -> None:

@@ -23,6 +23,8 @@ from ..steps.arguments import (
     generator_list,
     token_resolution,
 )
+from ..steps.control import Control
+from ..steps.cropping import crop_edits, paste_back
 from ..steps.editing import (
     EditPlace,
     check_place,
@@ -31,10 +33,13 @@ from ..steps.editing import (
     edit_places,
     edit_prompts,
     generation_codes,
+    negative_prompts,
     warn_untrained,
 )
-from ..steps.encode import single_images
+from ..steps.encode import own_images, single_images
 from ..steps.sampling import Generators
+from ..steps.text import DecoderText
+from ._guides import ControlOptions, FocusGuidesMixin, GuideRow
 from ._lora import scaling_lora
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusSegmentOutput
@@ -42,7 +47,7 @@ from .outputs import FocusEditOutput, FocusSegmentOutput
 StepCallback = Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class FocusEditMixin(FocusSegmentMixin):
+class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
     """Mixed into a `DiffusionPipeline` with all FOCUS components; a call without a prompt segments."""
 
     _guidance_scale = 1.0
@@ -116,6 +121,17 @@ class FocusEditMixin(FocusSegmentMixin):
         preserve_background: bool = True,
         mask_dilation: int | None = None,
         mask_blur: int | None = None,
+        padding_mask_crop: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        decoder_prompt: str | list[str] | None = None,
+        negative_decoder_prompt: str | list[str] | None = None,
+        prompt_weighting: bool = False,
+        control_image: Any = None,
+        control_mode: Any = None,
+        control_outside_only: bool = False,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -146,6 +162,21 @@ class FocusEditMixin(FocusSegmentMixin):
             preserve_background: keep every pixel outside the soft edit mask; False returns what the decoder made of it all.
             mask_dilation: pixels to grow the edit mask by, in place of the pipeline's own rule.
             mask_blur: reach of its soft edge in pixels of the image.
+            padding_mask_crop: edit only the part of the image around the edit mask, with at least so many pixels on every side,
+                at the model's full resolution, and paste it back; None edits the whole image. For small things in large images.
+            negative_prompt: what the visual tokens are guided away from, in place of the empty prompt; a list has one for each
+                prompt. Of no effect where `token_guidance_scale` is 1.
+            decoder_prompt, negative_decoder_prompt: words for the decoder itself, through SDXL's text encoders, where the pipeline
+                has them. Zero-shot: the decoder was trained without.
+            prompt_weighting: read compel's syntax in them ("red++", "(glossy)1.3"), and more than 77 tokens.
+            control_image: a map for the pipeline's ControlNet, at the size of its image (of any size without one), or with
+                `control_mode` the picture to make it of; a list has one for each prompt. With several ControlNets a list has an
+                entry for each. Zero-shot, as above.
+            control_mode: "canny", "scribble", "lineart", "depth" or "pose" (of controlnet-aux), or a detector; of the image
+                itself where there is no `control_image`. None takes `control_image` as the map.
+            control_outside_only: leave the inside of the edit mask out of the map, so that the edit may take another shape.
+            controlnet_conditioning_scale: weight of a ControlNet, or of each.
+            control_guidance_start, control_guidance_end: share of the steps in which it counts.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
@@ -191,7 +222,7 @@ class FocusEditMixin(FocusSegmentMixin):
         steps = config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self._check_call(
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
-            mask_dilation, mask_blur,
+            mask_dilation, mask_blur, padding_mask_crop,
         )  # fmt: skip
         if not self._warned:  # once is enough
             self._warned = True
@@ -203,31 +234,62 @@ class FocusEditMixin(FocusSegmentMixin):
             config, token_guidance_scale=token_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
         options["start_tokens"] = self._token_bar
-        encoding, places, images, edit_masks = None, None, [], []
+        encoding, places, images, edit_masks, whole = None, None, [], [], None
+        boxes: list[Any] = []
         if image is None:
             size = token_resolution(self.image_processor, height, width)
             texts = as_list(prompt, "prompt") or [prompt]
             descriptions = [text for text in texts for _ in range(num_images_per_prompt)]
             generator = generator_list(generator, len(descriptions))
+            options["negative"] = negative_prompts(negative_prompt, len(texts), num_images_per_prompt)
+            guides = [GuideRow() for _ in texts]
             codes = generation_codes(self, descriptions, size, generator=generator, **options)
         else:
             encoding = single_images(self.encode_image(image), "An edit")
             size = token_resolution(self.image_processor, height, width, encoding.size)
             once = edit_prompts(self, encoding, prompt, config, target=target, region=region, mask_image=mask_image)
             generator = generator_list(generator, len(once) * num_images_per_prompt)
+            options["negative"] = negative_prompts(negative_prompt, len(once), num_images_per_prompt)
             places = edit_places(self, encoding, once, config, mask_dilation=mask_dilation)
+            once_masks = [place.edit_mask for place in places]
+            own, sources = own_images(self, encoding), [one.image for one in once]
+            if padding_mask_crop is not None:
+                blur = {"feather": config.mask_feather, "mask_blur": mask_blur}
+                crops = crop_edits(self, encoding, once, places, padding_mask_crop, **blur)
+                pasted = [(one.image, box) for one, box in zip(once, crops.boxes) for _ in range(num_images_per_prompt)]
+                whole, boxes = (encoding, *zip(*pasted)), crops.boxes
+                encoding, once, once_masks = crops.encoding, crops.prompts, crops.masks
+                size = token_resolution(self.image_processor, height, width, encoding.size)
             prompts = [one for one in once for _ in range(num_images_per_prompt)]
             images = [one.image for one in prompts]
-            edit_masks = [place.edit_mask for place in places for _ in range(num_images_per_prompt)]
+            edit_masks = [mask for mask in once_masks for _ in range(num_images_per_prompt)]
             if preserve_background and output_type != "latent" and not any(mask.any() for mask in edit_masks):
                 self.maybe_free_model_hooks()
-                unchanged = composite.own_pixels(self, encoding, images)
+                unchanged = composite.own_pixels(self, whole[0], whole[1]) if whole else None
+                unchanged = unchanged or composite.own_pixels(self, encoding, images)
                 return self._edit_output(unchanged, places, output_type, return_dict)
+            placements = encoding.inputs.placements
+            guides = [
+                GuideRow(own[source], place.edit_mask, boxes[row] if boxes else None, placements[one.image])
+                for row, (source, place, one) in enumerate(zip(sources, places, once))
+            ]
             codes = edit_codes(self, encoding, prompts, edit_masks, generator=generator, **options)
         tokens = denoise.token_map(self, *codes).to(device)
         decoded = decoded_size(*size, self.image_processor.decode_scale)
         grid = latent_grid(*size, self.image_processor.decode_scale, self.image_processor.vae_scale_factor)
 
+        words = self._decoder_text(
+            decoder_prompt, negative_decoder_prompt, prompt_weighting, len(guides), num_images_per_prompt, device
+        )
+        control = self._control(
+            ControlOptions(
+                control_image, control_mode, control_outside_only, controlnet_conditioning_scale, control_guidance_start,
+                control_guidance_end,
+            ),
+            guides,
+            num_images_per_prompt,
+            decoded,
+        )  # fmt: skip
         latent_mask = source = None
         if encoding is not None:
             latent_mask = composite.latent_masks(encoding, images, edit_masks, grid).to(device)
@@ -251,6 +313,8 @@ class FocusEditMixin(FocusSegmentMixin):
             callback=callback_on_step_end,
             tensor_inputs=tensor_inputs,
             cross_attention_kwargs=cross_attention_kwargs,
+            words=words,
+            control=control,
         )
         if output_type == "latent":
             self.maybe_free_model_hooks()
@@ -269,6 +333,8 @@ class FocusEditMixin(FocusSegmentMixin):
             mask_blur=mask_blur,
             preserve_background=preserve_background,
         )
+        if whole is not None:
+            results = paste_back(self, *whole, results)
         return self._edit_output(results, places, output_type, return_dict)
 
     # -- parts of a call -------------------------------------------------------------------------------------------------
@@ -287,10 +353,13 @@ class FocusEditMixin(FocusSegmentMixin):
         per_prompt,
         dilation,
         blur,
+        crop,
     ) -> None:
         check_place(prompt, target, region)
         if image is None:
-            for name, value in (("target", target), ("region", region), ("mask_image", mask_image)):
+            for name, value in (
+                ("target", target), ("region", region), ("mask_image", mask_image), ("padding_mask_crop", crop),
+            ):  # fmt: skip
                 if value is not None:
                     raise ValueError(
                         f"{name} is about an image, but image is None. Pass the image to edit, or leave {name} out."
@@ -301,7 +370,7 @@ class FocusEditMixin(FocusSegmentMixin):
                 )
         check_count(steps, "num_inference_steps")
         check_count(per_prompt, "num_images_per_prompt")
-        for name, value in (("mask_dilation", dilation), ("mask_blur", blur)):
+        for name, value in (("mask_dilation", dilation), ("mask_blur", blur), ("padding_mask_crop", crop)):
             if value is not None:
                 check_count(value, name, least=0)
         check_strength(strength)
@@ -336,6 +405,8 @@ class FocusEditMixin(FocusSegmentMixin):
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
         cross_attention_kwargs: dict[str, Any] | None = None,
+        words: DecoderText | None = None,
+        control: Control | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
         schedule = denoise.prepare_timesteps(
@@ -355,11 +426,15 @@ class FocusEditMixin(FocusSegmentMixin):
         )
         token_map = tokens
         prompt_embeds, negative_prompt_embeds = denoise.guidance_sequences(
-            self, latent_mask, token_map, self.config.num_text_tokens, self.do_classifier_free_guidance
+            self, latent_mask, token_map, self.config.num_text_tokens, self.do_classifier_free_guidance, words
         )
         step_arguments = denoise.step_arguments(self.scheduler, eta, generator)
         has_mask = latent_mask is not None and self.mask_conditioner is not None
         added = denoise.added_conditions(self.unet, size_index, prompt_embeds)
+        negative_pooled, text_rows = None, 0
+        if words is not None:
+            negative_pooled, text_rows = words.negative_pooled, words.embeds.shape[1]
+            added = added and (words.pooled.to(added[0]), added[1])
         self._num_timesteps = len(schedule)
         with self.progress_bar(total=len(schedule)) as bar:
             for i, t in enumerate(schedule):
@@ -375,6 +450,10 @@ class FocusEditMixin(FocusSegmentMixin):
                     has_mask,
                     cross_attention_kwargs,
                     added,
+                    negative_pooled,
+                    text_rows,
+                    control,
+                    share=i / len(schedule),
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = denoise.advance(self.scheduler, predicted, t, latents, step_arguments)

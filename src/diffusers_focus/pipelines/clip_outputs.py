@@ -99,13 +99,13 @@ class FocusClipWriter:
     """Writes the frames of a clip as they come, and keeps none of them; a context manager.
 
     In the folder: `00000.png`, ... palette pictures of identities; `objects.json`, name, frames and mean score of every
-    identity; with `rle` `masks.jsonl`, a line a frame with COCO run lengths; and the overlay, where one is named.
+    identity; and, where they are named, the overlay and a file with a line of COCO run lengths a frame.
 
     Args:
         folder: is made where it does not exist.
         overlay: name of a video or GIF, see `picture_file`, in the folder unless it is an absolute path.
         rate: frames a second of the overlay.
-        rle: whether to write run lengths.
+        lines: name of the file of run lengths (.jsonl), likewise.
 
     Example:
         ```python
@@ -121,15 +121,16 @@ class FocusClipWriter:
         *,
         overlay: str | os.PathLike | None = None,
         rate: float | None = None,
-        rle: bool = False,
+        lines: str | os.PathLike | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.video = None if overlay is None else picture_file(self.folder / overlay, rate)
         self.lines = None
-        self._masks = self.folder / f".masks.jsonl.{os.getpid()}.tmp"
-        if rle:
-            self.lines = open(self._masks, "w", encoding="utf-8")
+        if lines is not None:
+            self._target = self.folder / lines
+            self._temporary = self._target.with_name(f".{self._target.name}.{os.getpid()}.tmp")
+            self.lines = open(self._temporary, "w", encoding="utf-8")
         self.objects: dict[int, dict[str, Any]] = {}
 
     def write(self, frame: FocusClipFrame) -> None:
@@ -159,8 +160,8 @@ class FocusClipWriter:
         if self.lines is not None:
             self.lines.close()
             if kind is None:
-                os.replace(self._masks, self.folder / "masks.jsonl")
-            self._masks.unlink(missing_ok=True)
+                os.replace(self._temporary, self._target)
+            self._temporary.unlink(missing_ok=True)
         if kind is None:
             known = {
                 str(number): one | {"score": round(one["score"], 4)} for number, one in sorted(self.objects.items())

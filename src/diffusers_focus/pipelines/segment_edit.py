@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, StableDiffusionMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
@@ -32,8 +33,9 @@ from ._lora import FocusLoraMixin
 class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
-    model_cpu_offload_seq = (
-        "vision_encoder->visual_tokenizer->mask_decoder->mask_conditioner->language_model->unet->vae"
+    model_cpu_offload_seq = "->".join(
+        ("text_encoder", "text_encoder_2", "vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner")
+        + ("language_model", "unet", "vae")
     )
     _optional_components = [
         "mask_decoder",
@@ -69,14 +71,17 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin
         tokenizer_2: CLIPTokenizer | None = None,
         text_encoder: CLIPTextModel | None = None,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
-        controlnet: ControlNetModel | None = None,
+        controlnet: ControlNetModel | list[ControlNetModel] | MultiControlNetModel | None = None,
         resolution_group: list | tuple = RESOLUTION_GROUP,
         score_threshold: float = 0.5,
         fallback_threshold: float = 0.3,
         duplicate_iou: float = 0.7,
+        presence_threshold: float = 0.0,
+        calibration: dict | None = None,
         mask_dilation: float = 0.02,
         mask_feather: float = 0.02,
         masks_trained: bool = True,
+        classes_trained: bool = True,
         edit_masks_trained: bool = True,
         instances_trained: bool = False,
         edit_regions_trained: bool = False,
@@ -91,6 +96,8 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin
         default_top_p: float = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(controlnet, (list, tuple)):
+            controlnet = MultiControlNetModel(controlnet)
         self.register_modules(
             vision_encoder=vision_encoder,
             language_model=language_model,
@@ -113,9 +120,12 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin
             score_threshold=score_threshold,
             fallback_threshold=fallback_threshold,
             duplicate_iou=duplicate_iou,
+            presence_threshold=presence_threshold,
+            calibration=calibration,
             mask_dilation=mask_dilation,
             mask_feather=mask_feather,
             masks_trained=masks_trained,
+            classes_trained=classes_trained,
             edit_masks_trained=edit_masks_trained,
             instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
@@ -146,13 +156,18 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         vae ([`AutoencoderKL`]): images to latents and back.
         scheduler ([`SchedulerMixin`]): any Karras-style scheduler.
         image_processor ([`FocusImageProcessor`]): images in and out, prompt style and token resolutions.
-        tokenizer, tokenizer_2, text_encoder, text_encoder_2, controlnet: reserved for their meaning in SDXL; not used here.
+        tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, for `decoder_prompt`. None where the decoder takes no words.
+        controlnet ([`ControlNetModel`], a list of them or [`MultiControlNetModel`]): SDXL's, for `control_image`.
         resolution_group: [width, height] of the sizes the UNet was trained on; the place in the list is its condition.
-        score_threshold, fallback_threshold, duplicate_iou: which proposals count, see `steps.segment.select_objects`.
+        score_threshold, fallback_threshold, duplicate_iou, presence_threshold: which proposals count, see
+            `steps.segment.select_objects`.
+        calibration: the maps that make scores, qualities and presence probabilities, see `steps.confidence`; written by
+            `diffusers-focus calibrate`. None is plain sigmoids.
         mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side.
         mask_feather: reach of the soft edge of an edit, likewise.
         masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
             an edit is a mask, box or rough mask from outside, or the whole image.
+        classes_trained: whether the language model knows lists of names. Without, `segment(classes=...)` asks each name by itself.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
             without, features under the masks link the frames of a clip.

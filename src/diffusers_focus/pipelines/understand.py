@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokeniz
 
 from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
+from ..processing.conversations import conversations
 from ..processing.images import FocusImageProcessor
-from ..steps.arguments import check_texts
 from ..steps.encode import FocusImageEncoding, FocusMixedEncoding
 from ..steps.fit import check_fit
-from ..steps.understand import MAX_ANSWER, answer_questions
+from ..steps.understand import MAX_ANSWER, answer_questions, streaming
 from ._base import FocusPipelineMixin
 from ._hub import register_pipeline
 from ._lora import FocusLoraMixin
@@ -28,7 +28,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
     def understand(
         self,
         image: Any,
-        prompt: str | list[str],
+        prompt: str | list[Any] | None = None,
         region: Any = None,
         *,
         max_new_tokens: int = MAX_ANSWER,
@@ -36,6 +36,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        streamer: Any = None,
         return_dict: bool = True,
     ) -> FocusTextOutput | tuple[list[str]]:
         """Answer a question about an image.
@@ -43,13 +44,19 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         Args:
             image: an image, a list of images (a batch), a list of lists (several images in one question, each read at its own
                 token resolution), or an encoding from `encode_image`; None for a question without an image. Encodings of one
-                image each may stand in a list of lists too.
-            prompt: the question, or one for each image. Several questions about one image are a list too.
-            region: a `Point`, `Scribble`, `Box` or `Mask` that the question is about, in pixels of the input image; a list for
-                a batch, a list of lists for several regions in one question.
+                image each may stand in a list of lists too, as may the frames of a clip.
+            prompt: the question, or one for each image. Several questions about one image are a list too. None asks for a
+                caption, of a region for what it is. A conversation is a list of messages, [{"role": "user", "content": "how
+                many?"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "which colours?"}], where a
+                message of the user may have a "region" of its own; a batch of them is a list of lists.
+            region: a `Point`, `Scribble`, `Box` or `Mask` (or `Strokes` of them) that the question is about, in pixels of the
+                input image; a list for a batch, a list of lists for several regions in one question.
             max_new_tokens: longest answer.
             temperature, top_k, top_p: sampling; by default the likeliest token is taken.
             generator: for sampling; a list has one for each answer.
+            streamer: shows the answer while it is written: transformers' `TextStreamer` or `TextIteratorStreamer` on
+                `lm_tokenizer`, or anything with their `put` and `end`. The first `put` is the prompt: give them
+                `skip_prompt=True`.
             return_dict: False returns a tuple.
 
         Returns:
@@ -59,18 +66,20 @@ class FocusUnderstandMixin(FocusPipelineMixin):
             TypeError, ValueError: an argument or a component does not fit.
         """
         self._require("answering questions", "language_model", "lm_tokenizer")
-        check_texts(prompt, "prompt")  # before the images are read
-        text = answer_questions(
-            self,
-            None if image is None else self._question_images(image),
-            prompt,
-            region,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-        )
+        with streaming(streamer):
+            conversations(prompt)  # before the images are read
+            text = answer_questions(
+                self,
+                None if image is None else self._question_images(image),
+                prompt,
+                region,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                streamer=streamer,
+            )
         self.maybe_free_model_hooks()
         return FocusTextOutput(text=text) if return_dict else (text,)
 
@@ -119,7 +128,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, FocusLoraMixin, DiffusionPip
     def __call__(
         self,
         image: Any,
-        prompt: str | list[str],
+        prompt: str | list[Any] | None = None,
         region: Any = None,
         *,
         max_new_tokens: int = MAX_ANSWER,
@@ -127,6 +136,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, FocusLoraMixin, DiffusionPip
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        streamer: Any = None,
         return_dict: bool = True,
     ) -> FocusTextOutput | tuple[list[str]]:
         """Answer a question about an image; the arguments are those of `understand`."""
@@ -139,6 +149,7 @@ class FocusUnderstandPipeline(FocusUnderstandMixin, FocusLoraMixin, DiffusionPip
             top_k=top_k,
             top_p=top_p,
             generator=generator,
+            streamer=streamer,
             return_dict=return_dict,
         )
 

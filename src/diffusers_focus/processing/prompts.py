@@ -127,15 +127,31 @@ class PromptStyle:
         height_width: tuple[int, int] | None = None,
         num_regions: int = 0,
         answer: str | Sequence[PromptPart] | None = None,
+        history: Sequence[tuple[str, str, int]] = (),
     ) -> list[PromptPart]:
-        """Task, condition and the start of the answer (or the whole of it). Arguments: see `build_prompt`."""
+        """Task, condition and the start of the answer (or the whole of it). Arguments: see `build_prompt`.
+
+        `history` holds earlier turns (question, answer, number of regions in the question); regions are counted through all turns.
+        """
         text = _check(self, task, text, num_images, height_width, num_regions)
         parts = [PromptPart(TEXT, self.between_images)] if num_images and self.between_images else []
+        to_answer = PromptPart(TEXT, f"{CHAT_TOKENS[2]}\n{CHAT_TOKENS[1]}assistant\n")
+        first = 0
+        for question, said, regions in history:
+            sort = REGION_UNDERSTAND if regions else UNDERSTAND
+            words = _check(self, sort, question, num_images, None, regions)
+            parts += _earlier(_fill(self.tasks[sort], words, None, regions, task=sort), first)
+            parts.append(to_answer)
+            if said:
+                parts.append(PromptPart(TEXT, _check_text(said, "An earlier answer")))
+            parts.append(PromptPart(TEXT, f"{CHAT_TOKENS[2]}\n{CHAT_TOKENS[1]}user\n"))
+            first += regions
         template = self.tasks[task]
         if num_regions and task == EDIT:
             template += " {regions}"
-        parts += _fill(template, text, height_width, num_regions, self.class_separator, task)
-        parts.append(PromptPart(TEXT, f"{CHAT_TOKENS[2]}\n{CHAT_TOKENS[1]}assistant\n"))
+        asked = _fill(template, text, height_width, num_regions, self.class_separator, task)
+        parts += [replace(part, index=part.index + first) if part.index is not None else part for part in asked]
+        parts.append(to_answer)
         if isinstance(answer, str):
             answer = build_answer(task, answer)
         tag = [_tag(height_width)] if task in IMAGE_TASKS and height_width is not None else []
@@ -364,6 +380,11 @@ def _fill(
                 given = num_regions and task in (EDIT, REGION_UNDERSTAND)
                 parts.append(PromptPart(TEXT, words, condition=None if given else number))
     return _hug(parts)
+
+
+def _earlier(parts: list[PromptPart], first: int) -> list[PromptPart]:
+    """The parts of an earlier question: no condition any more, its regions counted from `first` on."""
+    return [replace(part, condition=None, index=None if part.index is None else part.index + first) for part in parts]
 
 
 def _hug(parts: list[PromptPart]) -> list[PromptPart]:

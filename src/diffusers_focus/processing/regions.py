@@ -1,7 +1,8 @@
 """Visual reference regions: the clicks, strokes, boxes and masks a user can point with.
 
 Paper: FOCUS (arXiv 2506.16806), section "Interactive segmentation": a region prompt is a point, a scribble, a box or a
-mask. All four are turned into one boolean mask of the input image; the vision encoder pools features under it.
+mask. All four are turned into one boolean mask of the input image; the vision encoder pools features under it. Negative ones
+say what is not meant, and `Strokes` holds what several say together about one object; that is this project's own.
 
 Coordinates are pixels of the input image, origin at the top left corner, x to the right, y down. Pixel (column i, row
 j) covers [i, i + 1) x [j, j + 1): a point names the pixel that contains it, and `Box(0, 0, width, height)` is the whole
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Point:
     Args:
         x: column in pixels, 0 <= x < width.
         y: row in pixels, 0 <= y < height.
+        positive: False for a place that does not belong to what is meant, see `Strokes`.
 
     Raises:
         TypeError: a coordinate is not a number.
@@ -75,6 +77,7 @@ class Point:
 
     x: float
     y: float
+    positive: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", _check_number(self.x, "Point.x"))
@@ -96,6 +99,7 @@ class Scribble:
 
     Args:
         points: at least one (x, y) pair or `Point`, joined by straight lines in this order; or an array [n, 2].
+        positive: False for a stroke over what is not meant, see `Strokes`.
 
     Raises:
         TypeError: not a sequence of pairs of numbers.
@@ -103,6 +107,7 @@ class Scribble:
     """
 
     points: tuple[tuple[float, float], ...]
+    positive: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         points = self.points
@@ -154,6 +159,7 @@ class Box:
         x0, y0: left and top edge in pixels.
         x1, y1: right and bottom edge in pixels, beyond the last pixel inside; x1 > x0, y1 > y0, x1 <= width, y1 <=
             height.
+        positive: False for a box around what is not meant, see `Strokes`.
 
     Raises:
         TypeError: an edge is not a number.
@@ -164,6 +170,7 @@ class Box:
     y0: float
     x1: float
     y1: float
+    positive: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("x0", "y0", "x1", "y1"):
@@ -197,6 +204,7 @@ class Mask:
         array: [height, width] (or [1, height, width] / [height, width, 1]) numpy array, torch tensor or PIL image:
             bool, integers (0 and 1, or 0 and 255) or floats in [0, 1]. Stored as a read-only bool array; a pixel is
             inside where its value is above half of the largest possible one.
+        positive: False for pixels of what is not meant, see `Strokes`.
 
     Raises:
         TypeError: not an array, or a dtype that cannot mean a mask.
@@ -204,6 +212,7 @@ class Mask:
     """
 
     array: np.ndarray
+    positive: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         array = np.array(binary_mask(self.array))
@@ -226,22 +235,82 @@ class Mask:
         return self.array.copy()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mask) and np.array_equal(self.array, other.array)
+        same = isinstance(other, Mask) and self.positive == other.positive
+        return same and np.array_equal(self.array, other.array)
 
     def __hash__(self) -> int:
-        return hash((self.array.shape, self.array.tobytes()))
+        return hash((self.array.shape, self.array.tobytes(), self.positive))
 
 
-Region = Point | Scribble | Box | Mask
+Stroke = Point | Scribble | Box | Mask
+
+
+@dataclass(frozen=True, init=False)
+class Strokes:
+    """What several clicks, scribbles, boxes and masks say together about one object.
+
+    Args:
+        strokes: at least one, positive or negative (`Point(80, 20, positive=False)`).
+        previous: the mask found so far, which they are to improve: a `Mask`, or what a `Mask` is made of. Without one, at
+            least one stroke must be positive.
+
+    Raises:
+        TypeError, ValueError: not strokes, or nothing that says what is meant.
+    """
+
+    strokes: tuple[Stroke, ...]
+    previous: Mask | None
+
+    def __init__(self, *strokes: Stroke, previous: Any = None) -> None:
+        if len(strokes) == 1 and isinstance(strokes[0], (list, tuple)):
+            strokes = tuple(strokes[0])
+        for stroke in strokes:
+            if not isinstance(stroke, (Point, Scribble, Box, Mask)):
+                raise TypeError(
+                    f"Strokes are Point, Scribble, Box or Mask, got {type(stroke).__name__}. For example "
+                    "Strokes(Point(40, 52), Point(80, 20, positive=False))."
+                )
+        previous = previous if previous is None or isinstance(previous, Mask) else Mask(previous)
+        if previous is None and not any(stroke.positive for stroke in strokes):
+            raise ValueError(
+                "Nothing in these strokes says what is meant, only what is not. Add a positive one, or previous=mask."
+            )
+        object.__setattr__(self, "strokes", strokes)
+        object.__setattr__(self, "previous", previous)
+
+    def parts(self, height: int, width: int, *, positive: bool) -> tuple[np.ndarray, ...]:
+        """The positive or the negative strokes, bool [height, width] each. Raises ValueError where one leaves the image."""
+        return tuple(stroke.rasterize(height, width) for stroke in self.strokes if bool(stroke.positive) == positive)
+
+    def rasterize(self, height: int, width: int) -> np.ndarray:
+        """All that is meant: the positive strokes, or failing them the previous mask, without the negative ones; bool [height,
+        width].
+
+        Raises ValueError where nothing is left, or a stroke leaves the image.
+        """
+        meant = self.parts(height, width, positive=True)
+        if self.previous is not None and not meant:
+            meant = (self.previous.rasterize(height, width),)
+        mask = np.logical_or.reduce(meant)
+        for stroke in self.parts(height, width, positive=False):
+            mask &= ~stroke
+        if not mask.any():
+            raise ValueError(
+                "The negative strokes cover everything that is meant. Move them apart, or leave one of them out."
+            )
+        return mask
+
+
+Region = Stroke | Strokes
 """What a user can point with."""
 
 
 def check_region(region: Any, height: int, width: int) -> None:
     """Raise TypeError or ValueError unless `region` is a region that lies within a `height` x `width` image."""
-    if not isinstance(region, (Point, Scribble, Box, Mask)):
+    if not isinstance(region, (Point, Scribble, Box, Mask, Strokes)):
         raise TypeError(
-            f"A region must be a Point, Scribble, Box or Mask, got {type(region).__name__}. For example Point(x, y), "
-            "Box(x0, y0, x1, y1) in pixels of the input image, or Mask(array) for an array of the image's size."
+            f"A region must be a Point, Scribble, Box or Mask, or Strokes of them, got {type(region).__name__}. For example "
+            "Point(x, y), Box(x0, y0, x1, y1) in pixels of the input image, or Mask(array) for an array of the image's size."
         )
     region.rasterize(height, width)
 

@@ -225,10 +225,9 @@ def _cell(figure: dict[str, Any] | None, path: str) -> str:
 
 def what_is_trained(folder: Path) -> str:
     """One sentence on what the pipeline in a folder was trained to do, from its settings."""
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
+    index = _index(folder)
+    if index is None:
         return "(What was trained is not known outside a pipeline folder.)"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
     if index.get("unet", [None, "UNet2DConditionModel"])[1] is None:
         return "**Trained:** asking and segmenting. There is no image decoder in it, so it neither edits nor draws."
     if not index.get("images_trained", True):
@@ -239,16 +238,23 @@ def what_is_trained(folder: Path) -> str:
     return "**Trained:** asking, segmenting, editing and drawing."
 
 
+def _index(folder: Path) -> dict[str, Any] | None:
+    """What the index of a pipeline folder says, the standard one if it has both; None without."""
+    for name in ("model_index.json", "modular_model_index.json"):
+        if (folder / name).is_file():
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+    return None
+
+
 def component_table(folder: Path) -> str:
     """The components of a pipeline folder with class and parameters, as a Markdown table."""
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
+    index = _index(folder)
+    if index is None:
         return "(The card was written outside a pipeline folder.)"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
     lines, total = ["| component | class | parameters |", "|---|---|---|"], 0
     for name, entry in index.items():
-        # A setting may be a list too, such as resolution_group.
-        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        # A setting may be a list too, such as resolution_group; a modular index names parts that are elsewhere.
+        if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[1], str):
             continue
         count = parameters(folder / name)
         total += count
@@ -301,6 +307,19 @@ _TASKS = {
     "segment": 'masks = pipe.segment(image, "the red circle").masks[0]  # or region=Point(40, 56), Scribble, Box, Mask',
     "edit": 'edited = pipe.edit(image, "make the red circle blue").images[0]',
 }
+_MODULAR_TASKS = {
+    "understand": 'print(pipe(image=image, question="how many objects are there?", output="text")[0])',
+    "segment": 'masks = pipe(image=image, target="the red circle", output="masks")[0]',
+    "edit": 'edited = pipe(image=image, prompt="make the red circle blue", output="images")[0]',
+    "generate": 'drawn = pipe(prompt="a red circle and a blue star", output="images")[0]',
+}
+# Blocks of one workflow do one thing of these; all others do all.
+_MODULAR_BLOCKS = {
+    "FocusAskBlocks": ("understand",),
+    "FocusSegmentBlocks": ("segment",),
+    "FocusEditBlocks": ("edit",),
+    "FocusGenerateBlocks": ("generate",),
+}
 _MODEL_TAGS = {"FocusMaskDecoder": "image-segmentation"}
 
 
@@ -314,12 +333,24 @@ def pushed_card(folder: Path, repo_id: str, cls: type, variant: str | None, orig
         variant: Under which the weights were saved.
         origin: What is known about where they came from.
     """
-    index_file = folder / "model_index.json"
-    index = json.loads(index_file.read_text(encoding="utf-8")) if index_file.is_file() else None
+    index = _index(folder)
     options = f', variant="{variant}"' if variant else ""
     what = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
     facts = {**origin.licence, "base_model": list(origin.base_models)}
-    if index is not None:
+    if index is not None and "_blocks_class_name" in index:
+        tag, tags, tasks = _modular_tags(index)
+        code = [
+            f"from diffusers_focus import {cls.__name__}",
+            "",
+            f'pipe = {cls.__name__}.from_pretrained("{repo_id}")',
+            "pipe.load_components()",
+            *(_MODULAR_TASKS[task] for task in tasks),
+        ]
+        use = (
+            f"It runs the blocks `{index['_blocks_class_name']}` of modular diffusers; `print(pipe.blocks)` shows them."
+        )
+        inside = f"{component_table(folder)}\n\n{what_is_trained(folder)}"
+    elif index is not None:
         tag, tags, tasks = _pipeline_tags(index, cls)
         shim = shim_name(cls.__name__)
         code = [
@@ -362,6 +393,25 @@ def pushed_card(folder: Path, repo_id: str, cls: type, variant: str | None, orig
     if origin.limits:
         sections.append(f"## Limits\n\nOf `{origin.name}`, says its card:\n\n{origin.limits}")
     return "\n\n".join(sections) + "\n"
+
+
+def _modular_tags(index: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
+    """As `_pipeline_tags`, of a modular index: its blocks say what it does."""
+    chosen = _MODULAR_BLOCKS.get(index["_blocks_class_name"], tuple(_MODULAR_TASKS))
+    trained = {
+        "segment": index.get("masks_trained", True),
+        "edit": index.get("images_trained", True),
+        "generate": index.get("images_trained", True),
+    }
+    tasks = [task for task in chosen if trained.get(task, True)]
+    names = {
+        "edit": "image-to-image",
+        "understand": "image-text-to-text",
+        "segment": "image-segmentation",
+        "generate": "text-to-image",
+    }
+    tag = next((name for task, name in names.items() if task in (tasks or chosen)), "image-to-image")
+    return tag, ["modular-diffusers"], tasks
 
 
 def _pipeline_tags(index: Mapping[str, Any], cls: type) -> tuple[str, list[str], list[str]]:

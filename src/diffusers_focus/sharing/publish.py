@@ -2,8 +2,8 @@
 
 diffusers' own methods write a template ("Model Card for Model ID") over the README.md of the folder and of a repository
 that has none. These write a card that says what is there (`card.py`), and only where nobody has written one: neither the
-folder's README.md nor the repository's is ever replaced. `FocusHubMixin` stands before `ModelMixin` or
-`DiffusionPipeline` in a class's bases.
+folder's README.md nor the repository's is ever replaced. `FocusHubMixin` stands before `ModelMixin`,
+`DiffusionPipeline` or `ModularPipeline` in a class's bases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from .card import Origin, pushed_card, replace_text, section
 from .loaders import loader_files
 
-CARD, FIGURES, INDEX = "README.md", "metrics.json", "model_index.json"
+CARD, FIGURES, INDEX, MODULAR_INDEX = "README.md", "metrics.json", "model_index.json", "modular_model_index.json"
 # What talking to the Hub may raise: its refusals, and the HTTP client's own errors, whose base class its refusals have.
 HUB_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], HfHubHTTPError, OfflineModeIsEnabled)
 _LICENCE = ("license", "license_name", "license_link")
@@ -170,7 +170,18 @@ def publish(
 
 
 def forget_places(folder: Path) -> None:
-    """Take from the configurations in a folder where on this disk things were loaded from; that is nobody's business."""
+    """Take from the configurations in a folder where on this disk things were loaded from; that is nobody's business.
+
+    Parts of a modular index that lie on this disk are then those of the folder itself, wherever it goes.
+    """
+    if (modular := folder / MODULAR_INDEX).is_file():
+        index = json.loads(modular.read_text(encoding="utf-8"))
+        for entry in index.values():
+            if isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict):
+                place = entry[2].get("pretrained_model_name_or_path") or ""
+                if os.path.isdir(place) or os.path.isabs(place):
+                    entry[2]["pretrained_model_name_or_path"] = None
+        replace_text(modular, json.dumps(index, indent=2, sort_keys=True) + "\n")
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
         if '"_name_or_path"' in (text := file.read_text(encoding="utf-8")):
             config = json.loads(text)
@@ -240,7 +251,8 @@ def find_origin(saved: Any, folder: Path, repo_id: str, token: str | None = None
     parts = [saved, *getattr(saved, "components", {}).values()]
     places = dict.fromkeys(place for part in parts if (place := _place(getattr(part, "config", None))))
     known = {place: found for place in places if (found := _read_place(place, token)) is not None}
-    own = known.get(_place(saved.config))
+    # A modular pipeline keeps its own place beside its configuration.
+    own = known.get(_place(saved.config) or str(getattr(saved, "_pretrained_model_name_or_path", None) or ""))
     base_models = [name for found in known.values() for name in found.base_models if name != repo_id]
     licences = [found.licence for found in known.values() if found.licence]
     if own is not None and own.licence:

@@ -16,10 +16,10 @@ from PIL import Image
 from ..processing.grammar import TokenSampling
 from ..processing.grids import decoded_size
 from ..processing.images import FocusImageProcessor
-from ..processing.regions import Box, Mask, Point, Scribble, binary_mask
+from ..processing.regions import Box, Mask, Point, Region, Scribble, Strokes, binary_mask
 from .sampling import GREEDY
 
-REGIONS = (Point, Scribble, Box, Mask)
+REGIONS = (Point, Scribble, Box, Mask, Strokes)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -76,18 +76,34 @@ def check_texts(value: Any, name: str) -> None:
         check_text(text, name)
 
 
-def region_masks(value: Any, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """One prompt's regions (None, a region or a list of them) as bool [height, width] masks of an image of `size`."""
+def pointed_regions(value: Any) -> list[Region]:
+    """One prompt's regions: none for None, one, or a list of them; with a negative one among them they are `Strokes` of one object.
+
+    Raises:
+        TypeError: something else.
+        ValueError: only negative ones, or strokes beside other regions.
+    """
     if value is None:
-        return ()
+        return []
     regions = list(value) if isinstance(value, (list, tuple)) else [value]
     for region in regions:
         if not isinstance(region, REGIONS):
             raise TypeError(
-                f"region must be a Point, Scribble, Box or Mask, got {type(region).__name__}. For example Point(40, 52), in "
-                "pixels of the input image."
+                f"region must be a Point, Scribble, Box or Mask, or Strokes of them, got {type(region).__name__}. For example "
+                "Point(40, 52), in pixels of the input image."
             )
-    return tuple(region.rasterize(*size) for region in regions)
+    if len(regions) > 1 and any(isinstance(region, Strokes) for region in regions):
+        raise ValueError(
+            "Strokes are about one object and stand alone in their prompt. Pass a flat list of them to get one result for each."
+        )
+    if all(isinstance(region, Strokes) or region.positive for region in regions):
+        return regions
+    return [Strokes(*(region for region in regions if not isinstance(region, Strokes)))]
+
+
+def region_masks(value: Any, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """One prompt's regions, see `pointed_regions`, as bool [height, width] masks of an image of `size`."""
+    return tuple(region.rasterize(*size) for region in pointed_regions(value))
 
 
 def edit_mask(value: Any, size: tuple[int, int], *, may_be_empty: bool = False) -> np.ndarray | None:
@@ -126,6 +142,17 @@ def token_sampling(temperature: float | None, top_k: int | None, top_p: float | 
     if temperature is None or temperature == 0:
         return GREEDY
     return TokenSampling(float(temperature), int(top_k or 0), 1.0 if top_p is None else float(top_p))
+
+
+def check_streamer(streamer: Any) -> None:
+    """Raise TypeError unless it is None or takes ids as transformers' streamers do."""
+    if streamer is not None and not (
+        callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))
+    ):
+        raise TypeError(
+            f"streamer must have put(ids) and end(), such as transformers' TextStreamer(pipe.lm_tokenizer), got "
+            f"{type(streamer).__name__}."
+        )
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:

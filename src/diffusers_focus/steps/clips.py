@@ -19,9 +19,10 @@ from PIL import Image
 from ..processing.clips import ClipFrames
 from ..processing.prompts import CLASS, REFERRING
 from ..processing.regions import Mask, Region
-from .arguments import as_list, check_text, region_masks
+from .arguments import as_list, check_text, pointed_regions
 from .encode import Components, FocusImageEncoding, encode_image
-from .segment import MAX_NAMES, MaskPrompt, check_request
+from .mask_requests import check_request, mask_request
+from .segment import INSTANCE, MAX_NAMES, TARGET_TASKS, MaskPrompt
 from .settings import Settings
 from .tracking import ClipTracker, Sight
 
@@ -82,7 +83,13 @@ def clip_request(
     Raises:
         TypeError, ValueError: not exactly one of the three, or one that does not fit.
     """
-    check_request(target, None if region is None else region, classes, task)
+    check_request(target, region, classes, None)
+    tasks = (INSTANCE,) if classes is not None else TARGET_TASKS
+    if task is not None and (task not in tasks or region is not None):
+        raise ValueError(
+            f"There is no task {task!r} here: an expression in a clip is {' or '.join(TARGET_TASKS)}, classes are found by {INSTANCE}, "
+            "and regions name no task."
+        )
     if target is not None:
         texts = [check_text(text, "target") for text in as_list(target, "target") or [target]]
         return ClipRequest([MaskPrompt(0, task or REFERRING, text) for text in texts])
@@ -103,8 +110,7 @@ def clip_request(
             raise ValueError(f"A region is on frame {frame}, but the clip has the frames 0{known}.")
         for one in as_list(given, "region") or [given]:
             number += 1
-            parts = as_list(one, "region") or [one]
-            found.setdefault(int(frame), []).append((number, tuple(parts)))
+            found.setdefault(int(frame), []).append((number, tuple(pointed_regions(one))))
     return ClipRequest(regions=found)
 
 
@@ -174,7 +180,7 @@ def _follow_regions(
             if sights:
                 frame = _frame(components, encoding, index, image, sights, *_names(sights))
                 earlier[index] = [_Kept.of(frame, place) for place in range(len(frame.numbers))]
-            _point(tracker, encoding, image, request.regions.get(index, ()))
+            _point(tracker, encoding, request.regions.get(index, ()))
             del encoding
         if not tracker.tracks:
             raise ValueError(f"A region is on frame {last}, but the clip ends before it.")
@@ -184,7 +190,7 @@ def _follow_regions(
         encoding = None
         if tracker.tracks or index in request.regions:
             encoding = encode(image)
-            sights = tracker.step(encoding) + _point(tracker, encoding, image, request.regions.get(index, ()))
+            sights = tracker.step(encoding) + _point(tracker, encoding, request.regions.get(index, ()))
         if encoding is None:
             size = (image.height, image.width)
             frame = FocusClipFrame(index, image, np.zeros((0, *size), dtype=bool))
@@ -198,15 +204,13 @@ def _follow_regions(
 def _point(
     tracker: ClipTracker,
     encoding: FocusImageEncoding,
-    image: Image.Image,
     objects: Sequence[tuple[int, tuple[Region, ...]]],
 ) -> list[Sight]:
     if not objects:
         return []
-    size = (image.height, image.width)
-    masks = [region_masks(regions, size) for _, regions in objects]
+    prompts = mask_request(encoding, region=[list(regions) for _, regions in objects]).prompts
     outlines = [all(isinstance(region, Mask) for region in regions) for _, regions in objects]
-    return tracker.point(encoding, masks, [number for number, _ in objects], outlines)
+    return tracker.point(encoding, prompts, [number for number, _ in objects], outlines)
 
 
 def _names(sights: Sequence[Sight]) -> tuple[list[int], list[str]]:
@@ -232,6 +236,10 @@ def _frame(
     logits = torch.stack([sight.logits for sight in sights]).float()
     soft = components.image_processor.restore_mask(logits, encoding.inputs.placements[0])
     masks = soft > 0
+    for place, sight in enumerate(sights):
+        if sight.mask is not None:
+            masks[place] = torch.from_numpy(sight.mask).to(masks.device)
+            soft[place] = torch.where(masks[place], soft[place].clamp(min=1.0), soft[place].clamp(max=-1.0))
     if apart:
         masks &= torch.arange(len(soft), device=soft.device)[:, None, None] == soft.argmax(0)
     found = masks.cpu().numpy()

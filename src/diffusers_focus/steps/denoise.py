@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 
 from .arguments import check_count
+from .control import Control
 from .encode import Components
 from .sampling import Generators
+from .text import DecoderText
 
 TIME_IDS = 6  # SDXL's size conditioning has six numbers; here all but the last are zero
 
@@ -99,32 +101,43 @@ def token_map(components: Components, semantic_indices: torch.Tensor, pixel_indi
 
 
 def mask_sequence(
-    components: Components, latent_mask: torch.Tensor | None, tokens: torch.Tensor, num_text_tokens: int = 77
+    components: Components,
+    latent_mask: torch.Tensor | None,
+    tokens: torch.Tensor,
+    num_text_tokens: int = 77,
+    text: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What the UNet's cross-attention reads: [B, 77 + T, D] in the UNet's dtype.
 
-    Zero rows where SDXL has text, then f_m of the masks [B, 1, h, w]; without a mask (or a conditioner) the zeros alone.
+    Zero rows where SDXL has text, or `text` [B, L, D] itself, then f_m of the masks [B, 1, h, w]; without a mask (or a conditioner)
+    the first alone.
     """
     unet = components.unet
     dim = unet.config.cross_attention_dim
-    zeros = torch.zeros(
-        (tokens.shape[0], num_text_tokens, dim if isinstance(dim, int) else dim[0]),
-        device=tokens.device,
-        dtype=unet.dtype,
-    )
+    if text is None:
+        shape = (tokens.shape[0], num_text_tokens, dim if isinstance(dim, int) else dim[0])
+        rows = torch.zeros(shape, device=tokens.device, dtype=unet.dtype)
+    else:
+        rows = text.to(device=tokens.device, dtype=unet.dtype)
     if latent_mask is None or components.mask_conditioner is None:
-        return zeros
-    return torch.cat([zeros, components.mask_conditioner(latent_mask, tokens).sequence.to(unet.dtype)], dim=1)
+        return rows
+    return torch.cat([rows, components.mask_conditioner(latent_mask, tokens).sequence.to(unet.dtype)], dim=1)
 
 
 def guidance_sequences(
-    components: Components, latent_mask: torch.Tensor | None, tokens: torch.Tensor, num_text_tokens: int, guided: bool
+    components: Components,
+    latent_mask: torch.Tensor | None,
+    tokens: torch.Tensor,
+    num_text_tokens: int,
+    guided: bool,
+    text: DecoderText | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`mask_sequence` of the token map and, for the unconditional branch, of a zeroed one (the same one if not `guided`)."""
-    prompt_embeds = mask_sequence(components, latent_mask, tokens, num_text_tokens)
+    words, negative = (None, None) if text is None else (text.embeds, text.negative_embeds)
+    prompt_embeds = mask_sequence(components, latent_mask, tokens, num_text_tokens, words)
     if not guided:
         return prompt_embeds, prompt_embeds
-    return prompt_embeds, mask_sequence(components, latent_mask, torch.zeros_like(tokens), num_text_tokens)
+    return prompt_embeds, mask_sequence(components, latent_mask, torch.zeros_like(tokens), num_text_tokens, negative)
 
 
 @dataclass
@@ -139,6 +152,10 @@ class Denoiser:
         has_mask: whether the sequence holds f_m.
         cross_attention_kwargs: for the UNet's attention processors.
         added: SDXL's second conditioning from `added_conditions`; by default made anew for each step.
+        negative_pooled: the pooled words of the unconditional branch [B, P]; None where they are those of `added`.
+        text_rows: leading rows of the sequence that are words, which mask guidance leaves alone.
+        control: ControlNets, whose residuals the UNet adds.
+        share: of the denoising that is done, for them.
     """
 
     unet: Any
@@ -149,6 +166,10 @@ class Denoiser:
     has_mask: bool = False
     cross_attention_kwargs: dict[str, Any] | None = None
     added: tuple[torch.Tensor, torch.Tensor] | None = None
+    negative_pooled: torch.Tensor | None = None
+    text_rows: int = 0
+    control: Control | None = None
+    share: float = 0.0
 
     @property
     def guided(self) -> bool:
@@ -177,18 +198,25 @@ class Denoiser:
         mask_guided = self.has_mask and self.mask_guidance_scale != 1.0
         if mask_guided:
             # Zero rows have zero values: the same as leaving f_m out, and of a length that stands in the same batch.
-            branches.append((tokens, torch.zeros_like(prompt_embeds)))
+            without = torch.zeros_like(prompt_embeds)
+            without[:, : self.text_rows] = prompt_embeds[:, : self.text_rows]
+            branches.append((tokens, without))
         count = len(branches)
         sample = self.scheduler.scale_model_input(latents.repeat(count, 1, 1, 1), timestep).to(self.unet.dtype)
-        sample = torch.cat([sample, torch.cat([condition for condition, _ in branches])], dim=1)
         sequence = torch.cat([embeds for _, embeds in branches])
+        added = self._added(sequence, count)
+        control = {}
+        if self.control is not None:
+            control = self.control.residuals(sample, timestep, sequence, added, self.share)
+        sample = torch.cat([sample, torch.cat([condition for condition, _ in branches])], dim=1)
         output = self.unet(
             sample,
             timestep,
             encoder_hidden_states=sequence,
-            added_cond_kwargs=self._added(sequence, count),
+            added_cond_kwargs=added,
             cross_attention_kwargs=self.cross_attention_kwargs,
             return_dict=False,
+            **control,
         )[0].chunk(count)
         conditional = output[1] if self.guided else output[0]
         result = conditional
@@ -202,7 +230,10 @@ class Denoiser:
         added = self.added or added_conditions(self.unet, self.size_index, sequence[: len(sequence) // branches])
         if added is None:
             return None
-        pooled, time_ids = (values.expand(len(sequence) // branches, -1).repeat(branches, 1) for values in added)
+        rows = len(sequence) // branches
+        pooled, time_ids = (values.expand(rows, -1).repeat(branches, 1) for values in added)
+        if self.negative_pooled is not None and self.guided:  # the unconditional branch stands first
+            pooled = torch.cat([self.negative_pooled.to(pooled).expand(rows, -1), pooled[rows:]])
         return {"text_embeds": pooled, "time_ids": time_ids}
 
 

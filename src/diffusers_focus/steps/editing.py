@@ -18,19 +18,20 @@ from diffusers.utils import logging
 from ..processing.grammar import TokenSampling, VisualTokenGrammar
 from ..processing.grids import pixel_grid, semantic_grid
 from ..processing.prompts import EDIT, GENERATE, INTERACTIVE, REFERRING, UNCONDITIONAL
-from ..processing.regions import Point, Scribble
+from ..processing.regions import Point, Scribble, Strokes
 from .arguments import (
     check_count,
     check_numbers,
     check_texts,
     edit_mask,
     mask_list,
-    region_masks,
+    pointed_regions,
     spread,
     token_sampling,
 )
 from .composite import grow_mask, needs_box, place_on_grid, relative_radius
 from .encode import Components, FocusImageEncoding, embed_regions, source_codes, wake
+from .pointing import StrokeMasks
 from .sampling import Generators
 from .segment import FoundObjects, MaskPrompt, can_segment, find_objects, require_masks
 from .sequence import FocusContext, encode_prefix, suffix_row
@@ -52,6 +53,7 @@ class EditPrompt:
         mask: bool [height, width]: exactly the pixels that may change, given from outside.
         region_slots: whether the model was trained on edit prompts with region slots. Without, a region is found by the
             interactive task, and the instruction stands alone.
+        strokes: what several strokes say about the one object that `regions` then holds.
     """
 
     image: int
@@ -60,6 +62,7 @@ class EditPrompt:
     regions: tuple[np.ndarray, ...] = ()
     mask: np.ndarray | None = None
     region_slots: bool = False
+    strokes: StrokeMasks | None = None
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
@@ -79,7 +82,7 @@ class EditPrompt:
         if self.asks_edit:
             return MaskPrompt(self.image, EDIT, self.instruction, self.slots)
         if self.regions:
-            return MaskPrompt(self.image, INTERACTIVE, None, self.regions)
+            return MaskPrompt(self.image, INTERACTIVE, None, self.regions, self.strokes)
         return MaskPrompt(self.image, REFERRING, self.target)
 
 
@@ -137,11 +140,11 @@ def edit_prompts(
         index = row if len(encoding) == count else 0
         size = encoding.original_sizes[index]
         target, region = given["target"][row], given["region"][row]
-        regions = region_masks(region, size)
+        pointed = pointed_regions(region)
+        regions = tuple(one.rasterize(*size) for one in pointed)
         mask = edit_mask(given["mask_image"][row], size, may_be_empty=masks_may_be_empty)
         if mask is None and not can_segment(components, settings):
-            pointed = region if isinstance(region, (list, tuple)) else [region]
-            if target is not None or any(isinstance(one, (Point, Scribble)) for one in pointed):
+            if target is not None or any(isinstance(one, (Point, Scribble, Strokes)) for one in pointed):
                 require_masks(components, settings, "finding the place of an edit from words, a point or a scribble")
             # Nothing can say what lies in a box, so the box itself is the place.
             mask = np.logical_or.reduce(regions) if regions else None
@@ -153,6 +156,7 @@ def edit_prompts(
                 regions=regions,
                 mask=mask,
                 region_slots=settings.edit_regions_trained,
+                strokes=StrokeMasks.of(pointed, size),
             )
         )
     return prompts
@@ -267,12 +271,30 @@ def warn_untrained(settings: Settings) -> None:
         )
 
 
+def negative_prompts(negative: Any, count: int, repeats: int = 1) -> list[str] | None:
+    """What each of `count * repeats` results is guided away from; None where it is the empty prompt.
+
+    Raises:
+        TypeError, ValueError: `negative` is neither a text nor a list with one for each of `count` prompts.
+    """
+    if negative is None or (isinstance(negative, str) and not negative.strip()):
+        return None
+    check_texts(negative, "negative_prompt")
+    texts = [negative] * count if isinstance(negative, str) else list(negative)
+    if len(texts) != count:
+        raise ValueError(
+            f"negative_prompt has {len(texts)} texts for {count} prompts. Pass one text, or a list with one for each prompt."
+        )
+    return [text for text in texts for _ in range(repeats)]
+
+
 def edit_codes(
     components: Components,
     encoding: FocusImageEncoding,
     prompts: Sequence[EditPrompt],
     edit_masks: Sequence[np.ndarray],
     *,
+    negative: Sequence[str] | None = None,
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
@@ -283,6 +305,7 @@ def edit_codes(
 
     Args:
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
+        negative: from `negative_prompts`.
         guidance_scale, semantic, pixel, generator: see `write_codes`.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
@@ -310,7 +333,10 @@ def edit_codes(
         )
         for prompt in prompts
     ]
-    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))
+    if negative is None:
+        without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)
+    else:
+        without = [suffix_row(context, context.style.suffix(EDIT, text=text, height_width=size)) for text in negative]
     wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
@@ -319,7 +345,7 @@ def edit_codes(
         rows,
         images.tolist(),
         grammar,
-        unconditional=[without] * len(rows),
+        unconditional=without,
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,
@@ -337,6 +363,7 @@ def generation_codes(
     size: tuple[int, int],
     *,
     grids: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    negative: Sequence[str] | None = None,
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
@@ -356,7 +383,11 @@ def generation_codes(
         suffix_row(context, context.style.suffix(GENERATE, text=prompt, num_images=0, height_width=size))
         for prompt in prompts
     ]
-    without = suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], num_images=0, height_width=size))
+    here = {"num_images": 0, "height_width": size}
+    if negative is None:
+        without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], **here))] * len(rows)
+    else:
+        without = [suffix_row(context, context.style.suffix(GENERATE, text=text, **here)) for text in negative]
     wake(components, "language_model")
     prefix = encode_prefix(components, context, None, task=GENERATE)
     drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)
@@ -366,7 +397,7 @@ def generation_codes(
         rows,
         [0] * len(rows),
         grammar,
-        unconditional=[without] * len(rows),
+        unconditional=without,
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,

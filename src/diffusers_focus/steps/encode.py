@@ -126,7 +126,7 @@ def encode_image(components: Components, image: Any, *, device: torch.device | N
         return image
     own_device, dtype = _weights_of(components.vision_encoder)
     inputs = components.image_processor.preprocess(image)
-    encoding = _encode(components, inputs.to(device=device or own_device, dtype=dtype))
+    encoding = encode_inputs(components, inputs.to(device=device or own_device, dtype=dtype))
     encoding.images = tuple(load_image_any(one) for one in _flatten(image))
     return encoding
 
@@ -152,12 +152,13 @@ def encode_tensors(
     placement = Placement.fit(size, size, components.image_processor.resize_mode)
     count = len(pixel_values)
     inputs = FocusImageInputs(pixel_values, low, high, (placement,) * count, (1,) * count)
-    return _encode(components, inputs, pixel_features)
+    return encode_inputs(components, inputs, pixel_features)
 
 
-def _encode(
+def encode_inputs(
     components: Components, inputs: FocusImageInputs, pixel_features: torch.Tensor | None = None
 ) -> FocusImageEncoding:
+    """Encode preprocessed images, on the device and in the dtype they have; `pixel_features` as for `encode_tensors`."""
     encoder = components.vision_encoder
     pixel_values = None
     if encoder.pixel_tower is not None:

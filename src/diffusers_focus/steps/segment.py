@@ -7,26 +7,30 @@ one parallel forward; their states E^Q and the condition's states E^P go to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..models.mask_decoder import FocusMaskOutput
 from ..processing.images import FocusImageProcessor, Placement
-from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
-from .arguments import check_count, check_numbers, check_text, region_masks, spread
+from ..processing.prompts import CLASS, INTERACTIVE, REFERRING
+from .arguments import check_count, check_numbers
+from .confidence import Confidence, kind_of, probability, something_logits
 from .encode import Components, FocusImageEncoding, embed_regions, mask_pixels, wake
+from .pointing import StrokeMasks, holding, own_part, stroked_object
 from .sequence import FocusContext, batch_rows, condition_states, encode_prefix, extend, run_suffixes, suffix_row
 from .settings import Settings
 from .understand import banned_text_ids, write_text
 
 NAME_SEPARATOR = ","
+EXPLANATION_END = ":"  # stands between an explanation and the names
 MAX_NAMES = 48  # tokens of the names before the masks, unless the caller says otherwise
 NO_OBJECT = "nothing"  # what a model writes in place of names where an expression has no target
+INSTANCE, SEMANTIC, PANOPTIC = CLASS_LAYOUTS = ("instance", "semantic", "panoptic")
+VISIBLE = 0.8  # share of a mask that better ones must leave to it in a panoptic or semantic layout (Mask2Former)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +42,19 @@ class MaskPrompt:
         task: a segmentation task, or "edit" for what an instruction is about.
         text: expression, question or instruction; the list of names for "class"; None for "interactive".
         regions: bool [height, width] masks at the size of the user's image, one per pointed region.
+        strokes: what several strokes say about the one object that `regions` then holds.
+        layout: of a list of names: a mask for each object ("instance"), for each name ("semantic"), or for each object but of
+            the `stuff` for each name ("panoptic"); in the last two no pixel is in two masks.
+        stuff: names without objects to count, such as "grass".
     """
 
     image: int
     task: str
     text: str | list[str] | None = None
     regions: tuple[np.ndarray, ...] = ()
+    strokes: StrokeMasks | None = None
+    layout: str = INSTANCE
+    stuff: tuple[str, ...] = ()
 
 
 @dataclass
@@ -54,13 +65,17 @@ class MaskReading:
         mask_logits, edit_logits: [R, N, h, w] on the mask decoder's grid over the canvas.
         condition_logits: [R, N, K].
         instance_embeds: [R, N, D].
-        text: the names each prompt's answer holds.
+        quality_logits: [R, N], of the IoU to expect.
+        something_logits: [R], log odds that the first word written is not "nothing".
+        text: what each prompt's answer holds before the masks: names, and maybe an explanation.
     """
 
     mask_logits: torch.Tensor
     edit_logits: torch.Tensor
     condition_logits: torch.Tensor
     instance_embeds: torch.Tensor
+    quality_logits: torch.Tensor
+    something_logits: torch.Tensor
     text: list[str]
 
 
@@ -73,8 +88,11 @@ class FoundObjects:
         edit_mask: bool [height, width], the union of where their pixels may change.
         scores: float32 [objects].
         labels: a name each.
-        text: the names the model wrote.
+        text: what the model wrote.
         instance_embeds: float32 [objects, D].
+        presence: how sure it is that there is anything the prompt means.
+        qualities: float32 [objects], the IoU to expect.
+        proposals: int64 [objects], which of the mask decoder's N they are.
     """
 
     masks: np.ndarray
@@ -83,6 +101,9 @@ class FoundObjects:
     labels: list[str] = field(default_factory=list)
     text: str = ""
     instance_embeds: np.ndarray | None = None
+    presence: float = 0.0
+    qualities: np.ndarray | None = None
+    proposals: np.ndarray | None = None
 
 
 def read_masks(
@@ -124,6 +145,9 @@ def read_masks(
 
     trigger = vocabulary.mask_trigger
     banned = banned_text_ids(vocabulary, components.language_model.config.vocab_size, hidden.device, allow_masks=True)
+    first = components.language_model.lm_head(hidden[:, -1]).float().masked_fill(banned, float("-inf"))
+    nothing = context.tokenizer(NO_OBJECT, add_special_tokens=False)["input_ids"][0]
+    something = something_logits(first, nothing)
     written = write_text(
         components,
         hidden,
@@ -139,7 +163,7 @@ def read_masks(
     hidden, _ = extend(components, embeds, cache, written.mask)
     output = _decode(components, features, hidden[:, 1:], conditions, condition_mask, images.tolist())
     text = [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
-    return MaskReading(*output, text)
+    return MaskReading(*output, something, text)
 
 
 def _decode(
@@ -163,7 +187,10 @@ def _decode(
     place = {row: (i, j) for i, group in enumerate(groups.values()) for j, row in enumerate(group)}
     first = torch.tensor([place[row][0] for row in range(len(images))], device=slot_states.device)
     second = torch.tensor([place[row][1] for row in range(len(images))], device=slot_states.device)
-    fields = (output.mask_logits, output.edit_logits, output.condition_logits, output.instance_embeds)
+    fields = (
+        *(output.mask_logits, output.edit_logits, output.condition_logits, output.instance_embeds),
+        output.quality_logits,
+    )
     return tuple(field[first, second] for field in fields if field is not None)
 
 
@@ -177,46 +204,64 @@ def select_objects(
     score_threshold: float = 0.5,
     fallback_threshold: float = 0.3,
     duplicate_iou: float = 0.7,
+    presence_threshold: float = 0.0,
+    calibration: Mapping[str, Any] | None = None,
 ) -> FoundObjects:
     """The objects among one prompt's proposals.
 
-    The score of a proposal is the sigmoid of its best condition logit. The model has written the names of what it means, so as
-    many objects count as there are names: the best proposals above `fallback_threshold`; none after "nothing". For a list of
-    classes, and where no name was written, every proposal above `score_threshold` counts. What was pointed at by regions alone is
-    something that lies there: of the proposals only those that hold the regions count, and the best of them always does. Of
-    proposals that overlap by more than `duplicate_iou` the better one stays.
+    The score of a proposal comes from its best condition logit (and its quality, where `calibration` says so). The model has
+    written the names of what it means, so as many objects count as there are names: the best proposals above
+    `fallback_threshold`; none after "nothing", or where the presence is below a `presence_threshold` above 0, which then
+    decides in place of the word. For a list of classes, and where no name was written, every proposal above `score_threshold`
+    counts. What was pointed at by regions alone is something that lies there: of the proposals only those that hold the
+    regions count, and the best of them always does. Several strokes about one object have one result. Of proposals that
+    overlap by more than `duplicate_iou` the better one stays.
     """
+    sure = Confidence.of(calibration, kind_of(prompt.task))
     names = _names(reading.text[row]) if prompt.task != CLASS else []
-    probabilities = reading.condition_logits[row].float().sigmoid()
-    scores, classes = probabilities.max(dim=-1)
-    scores, order = scores.sort(descending=True)
-    keep = scores > (fallback_threshold if names else score_threshold)
-    if prompt.task != CLASS and reading.text[row] == NO_OBJECT:
-        keep[:] = False
-    if prompt.task == INTERACTIVE and prompt.regions:
-        holding = _holding(reading.mask_logits[row], prompt.regions, placement)[order]
-        if holding.any():
-            keep &= holding
-            best = int(holding.nonzero()[0, 0])
-            part, wholes = _own_part(reading.mask_logits[row][order], holding, best)
-            keep &= ~wholes
-            keep[part] = True  # a region without any object would be a slip of the model, not of the user
-    order, scores = order[keep], scores[keep]
-    order, scores = _without_duplicates(reading.mask_logits[row], order, scores, duplicate_iou)
-    if names:
-        order, scores = order[: len(names)], scores[: len(names)]
+    logits, classes = reading.condition_logits[row].float().max(dim=-1)
+    quality_logits, mask_logits = reading.quality_logits[row].float(), reading.mask_logits[row]
+    scores = probability(sure.score, logits, quality_logits)
+    qualities = probability(sure.quality, quality_logits)
+    presence = float(probability(sure.presence, logits.max(), reading.something_logits[row]))
+    if prompt.strokes is not None:
+        best, meant = stroked_object(mask_logits, scores, prompt.strokes, placement)
+        mask_logits = mask_logits.index_copy(0, torch.tensor([best], device=meant.device), meant[None])
+        order, scores = torch.tensor([best], device=meant.device), scores[best : best + 1]
+    else:
+        scores, order = scores.sort(descending=True)
+        keep = scores > (fallback_threshold if names else score_threshold)
+        absent = presence < presence_threshold if presence_threshold > 0 else says_nothing(reading.text[row])
+        if prompt.task != CLASS and absent:
+            keep[:] = False
+        if prompt.task == INTERACTIVE and prompt.regions:
+            held = holding(mask_logits, prompt.regions, placement)[order]
+            if held.any():
+                keep &= held
+                best = int(held.nonzero()[0, 0])
+                part, wholes = own_part(mask_logits[order], held, best)
+                keep &= ~wholes
+                keep[part] = True  # a region without any object would be a slip of the model, not of the user
+        order, scores = order[keep], scores[keep]
+        order, scores = _without_duplicates(mask_logits, order, scores, duplicate_iou)
+        if names:
+            order, scores = order[: len(names)], scores[: len(names)]
 
     height, width = placement.source
     if len(order) == 0:
-        embeds = np.zeros((0, reading.instance_embeds.shape[-1]), dtype=np.float32)
-        nothing = np.zeros((0, height, width), dtype=bool)
         return FoundObjects(
-            nothing, np.zeros((height, width), bool), np.zeros(0, np.float32), [], reading.text[row], embeds
+            masks=np.zeros((0, height, width), dtype=bool),
+            edit_mask=np.zeros((height, width), dtype=bool),
+            scores=np.zeros(0, np.float32),
+            text=reading.text[row],
+            instance_embeds=np.zeros((0, reading.instance_embeds.shape[-1]), np.float32),
+            presence=presence,
+            qualities=np.zeros(0, np.float32),
+            proposals=np.zeros(0, np.int64),
         )
-    masks = processor.restore_mask(reading.mask_logits[row, order].float(), placement) > 0
+    masks = processor.restore_mask(mask_logits[order].float(), placement) > 0
     seen = masks.flatten(1).any(dim=1)
     masks, order, scores = masks[seen], order[seen], scores[seen]
-    assert reading.edit_logits is not None
     edits = processor.restore_mask(reading.edit_logits[row, order].float(), placement) > 0
     found = masks.cpu().numpy()
     if prompt.task == CLASS:
@@ -232,47 +277,10 @@ def select_objects(
         labels=labels,
         text=reading.text[row],
         instance_embeds=reading.instance_embeds[row, order].float().cpu().numpy(),
+        presence=presence,
+        qualities=qualities[order].cpu().numpy(),
+        proposals=order.cpu().numpy(),
     )
-
-
-def _holding(mask_logits: torch.Tensor, regions: Sequence[np.ndarray], placement: Placement) -> torch.Tensor:
-    """Which proposals hold a region: at least half as much of it as the one that holds most; bool [N].
-
-    Args:
-        mask_logits: [N, h, w] on the mask decoder's grid over the canvas.
-        regions: bool [height, width] at the size of the user's image.
-    """
-    inside = (mask_logits > 0).float()
-    found = torch.zeros(len(inside), dtype=torch.bool, device=inside.device)
-    for region in regions:
-        placed = placement.place_mask(torch.from_numpy(region), mode="any").to(inside.device, torch.float32)
-        cells = F.interpolate(placed[None, None], size=inside.shape[-2:], mode="area")[0, 0]
-        share = torch.einsum("nhw,hw->n", inside, cells)
-        found |= (share > 0) & (share >= 0.5 * share.max())
-    return found
-
-
-def _own_part(mask_logits: torch.Tensor, holding: torch.Tensor, best: int) -> tuple[int, torch.Tensor]:
-    """Of two equal objects the model likes to see one: the proposal that is the pointed one's part of the best one, or the best;
-    and bool [N], the proposals that cover that part and are more than it.
-
-    The best proposal falls into two where one proposal within it holds the region and another within it does not, and the two
-    share nothing to speak of.
-
-    Args:
-        mask_logits: [N, h, w], best score first.
-        holding: bool [N], which hold the region.
-        best: the first of these.
-    """
-    inside = (mask_logits > 0).flatten(1).float()
-    area = inside.sum(1).clamp(min=1)
-    shared = inside @ inside.T
-    within = (shared[best] > 0.7 * area) & (area > 0.2 * area[best]) & (area < 0.8 * area[best])
-    others = (within & ~holding).nonzero()[:, 0].tolist()
-    for part in (within & holding).nonzero()[:, 0].tolist():
-        if any(shared[part, other] < 0.1 * area[other] for other in others):
-            return part, (shared[part] > 0.7 * area[part]) & (area > 1.25 * area[part])
-    return best, torch.zeros_like(holding)
 
 
 def _without_duplicates(
@@ -293,7 +301,14 @@ def _without_duplicates(
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(NAME_SEPARATOR) if name.strip() not in ("", NO_OBJECT)]
+    """The names in what a model wrote; an explanation may stand before them."""
+    names = text.rpartition(EXPLANATION_END)[2].split(NAME_SEPARATOR)
+    return [name.strip() for name in names if name.strip() not in ("", NO_OBJECT)]
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a model wrote that there is no object."""
+    return text.rpartition(EXPLANATION_END)[2].strip() == NO_OBJECT
 
 
 def name_objects(masks: np.ndarray, text: str, fallback: str) -> list[str]:
@@ -316,108 +331,89 @@ def segment_prompts(
     prompts: Sequence[MaskPrompt],
     *,
     max_new_tokens: int = MAX_NAMES,
-    score_threshold: float = 0.5,
-    fallback_threshold: float = 0.3,
-    duplicate_iou: float = 0.7,
+    classes_trained: bool = True,
+    **selection: Any,
 ) -> list[FoundObjects]:
-    """`read_masks`, then `select_objects` for each prompt; R prompts give R results."""
-    reading = read_masks(components, encoding, prompts, max_new_tokens=max_new_tokens)
-    return [
-        select_objects(
-            reading,
-            row,
-            prompt,
-            components.image_processor,
-            encoding.inputs.placements[prompt.image],
-            score_threshold=score_threshold,
-            fallback_threshold=fallback_threshold,
-            duplicate_iou=duplicate_iou,
-        )
-        for row, prompt in enumerate(prompts)
-    ]
-
-
-# --- what a caller asks for ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class MaskRequest:
-    """What a caller wants found: the prompts, and how their results go back.
+    """`read_masks`, then `select_objects` for each prompt (`selection` goes there); R prompts give R results.
 
     Args:
-        prompts: R prompts.
-        lengths: prompts of each image where several were asked of each (a list of lists); None gives one result a prompt.
+        classes_trained: whether the language model knows lists of names. Without, every name of a list is asked by itself, and
+            what several names claim is the most certain one's.
     """
-
-    prompts: list[MaskPrompt]
-    lengths: list[int] | None = None
-
-    def grouped(self, values: Sequence[Any]) -> list[Any]:
-        """R results as the caller has them: one an entry, or a list for each image."""
-        if self.lengths is None:
-            return list(values)
-        ends = np.cumsum(self.lengths)
-        return [list(values[end - length : end]) for end, length in zip(ends, self.lengths)]
-
-
-def check_request(target: Any, region: Any, classes: Any, task: str | None) -> None:
-    """Raise TypeError or ValueError unless exactly one thing is asked for, and in words that can be read."""
-    given = [
-        name for name, value in (("target", target), ("region", region), ("classes", classes)) if value is not None
+    asked, owners = [], []
+    for row, prompt in enumerate(prompts):
+        by_name = prompt.task == CLASS and not classes_trained
+        parts = [replace(prompt, task=REFERRING, text=name) for name in prompt.text or ()] if by_name else [prompt]
+        asked += parts
+        owners += [row] * len(parts)
+    reading = read_masks(components, encoding, asked, max_new_tokens=max_new_tokens)
+    placements = encoding.inputs.placements
+    found = [
+        select_objects(reading, i, one, components.image_processor, placements[one.image], **selection)
+        for i, one in enumerate(asked)
     ]
-    if len(given) != 1:
-        raise ValueError(
-            f"Segmenting takes exactly one of target, region and classes, got {' and '.join(given) or 'none of them'}. Call "
-            "it once for each."
-        )
-    if task not in (None, REFERRING, REASONING):
-        raise ValueError(
-            f'task must be "{REFERRING}" or "{REASONING}", got {task!r}. Regions and classes name no task.'
-        )
-    if target is not None:
-        for text in _leaves(target):
-            check_text(text, "target")
-    if classes is not None:
-        _class_lists(classes)
+    results = []
+    for row, prompt in enumerate(prompts):
+        own = [one for one, owner in zip(found, owners) if owner == row]
+        by_name = prompt.task == CLASS and not classes_trained
+        one = _merged(prompt, own, selection.get("duplicate_iou", 0.7)) if by_name else own[0]
+        results.append(_laid_out(one, prompt) if prompt.layout != INSTANCE else one)
+    return results
 
 
-def mask_request(
-    encoding: FocusImageEncoding,
-    target: Any = None,
-    region: Any = None,
-    *,
-    classes: Any = None,
-    task: str | None = None,
-) -> MaskRequest:
-    """The prompts of one call, for single images.
+def _merged(prompt: MaskPrompt, found: Sequence[FoundObjects], duplicate_iou: float) -> FoundObjects:
+    """What the names of a list mean, each asked by itself, as one result; an object that several names claim is the best one's."""
+    assert prompt.text is not None
+    names = [name for name, one in zip(prompt.text, found, strict=True) for _ in one.scores]
+    scores = np.concatenate([one.scores for one in found])
+    masks = np.concatenate([one.masks for one in found])
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable").tolist():
+        shared = (masks[kept] & masks[index]).sum(axis=(1, 2))
+        joined = (masks[kept] | masks[index]).sum(axis=(1, 2))
+        if (shared <= duplicate_iou * joined).all():
+            kept.append(index)
+    return FoundObjects(
+        masks=masks[kept],
+        edit_mask=np.logical_or.reduce([one.edit_mask for one in found]),
+        scores=scores[kept],
+        labels=[names[index] for index in kept],
+        text=f"{NAME_SEPARATOR} ".join(one.text for one in found if one.text and not says_nothing(one.text))
+        or NO_OBJECT,
+        instance_embeds=np.concatenate([one.instance_embeds for one in found])[kept],
+        presence=max(one.presence for one in found),
+        qualities=np.concatenate([one.qualities for one in found])[kept],
+    )
 
-    Args:
-        encoding: of n images.
-        target: an expression, one for each image, or a list of lists; a list for a single image asks all of it.
-        region: regions in place of words, see `region_masks`; a list for a batch.
-        classes: names to look for, or a list of names for each image.
-        task: "referring" (default) or "reasoning".
+
+def _laid_out(found: FoundObjects, prompt: MaskPrompt) -> FoundObjects:
+    """The same objects without overlaps, in the manner of Mask2Former's panoptic inference.
+
+    A pixel is the best object's that holds it; an object that better ones leave less than `VISIBLE` of its pixels is dropped.
+    Objects of one name are joined in a semantic layout, and in a panoptic one those of `stuff`.
     """
-    check_request(target, region, classes, task)
-    nested = isinstance(target, (list, tuple)) and any(isinstance(t, (list, tuple)) for t in target)
-    if classes is not None:
-        classes = _class_lists(classes)
-    count, lists = spread(len(encoding), target=target, region=region, classes=classes)
-    prompts: list[MaskPrompt] = []
-    lengths = []
-    for row in range(count):
-        index = row if len(encoding) == count else 0
-        if target is not None:
-            texts = lists["target"][row]
-            texts = list(texts) if isinstance(texts, (list, tuple)) else [texts]
-            prompts += [MaskPrompt(index, task or REFERRING, text) for text in texts]
-            lengths.append(len(texts))
-        elif region is not None:
-            masks = region_masks(lists["region"][row], encoding.original_sizes[index])
-            prompts.append(MaskPrompt(index, INTERACTIVE, None, masks))
-        else:
-            prompts.append(MaskPrompt(index, CLASS, lists["classes"][row]))
-    return MaskRequest(prompts, lengths if nested else None)
+    free = np.ones(found.masks.shape[-2:], dtype=bool)
+    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    first: list[int] = []
+    for index, (mask, label) in enumerate(zip(found.masks, found.labels)):
+        own = mask & free
+        if own.sum() < VISIBLE * mask.sum():
+            continue
+        free &= ~mask
+        joined = prompt.layout == SEMANTIC or label in prompt.stuff
+        group = groups.setdefault((label, -1 if joined else index), [])
+        first += [] if group else [index]
+        group.append(own)
+    assert found.instance_embeds is not None and found.qualities is not None
+    return replace(
+        found,
+        masks=np.stack([np.logical_or.reduce(group) for group in groups.values()]) if groups else found.masks[:0],
+        scores=found.scores[first],
+        labels=[found.labels[index] for index in first],
+        instance_embeds=found.instance_embeds[first],
+        qualities=found.qualities[first],
+        proposals=None if found.proposals is None else found.proposals[first],
+    )
 
 
 def find_objects(
@@ -440,6 +436,9 @@ def find_objects(
         score_threshold=settings.score_threshold if score_threshold is None else score_threshold,
         fallback_threshold=settings.fallback_threshold if fallback_threshold is None else fallback_threshold,
         duplicate_iou=settings.duplicate_iou,
+        presence_threshold=settings.presence_threshold,
+        classes_trained=settings.classes_trained,
+        calibration=settings.calibration,
     )
 
 
@@ -459,23 +458,3 @@ def require_masks(components: Components, settings: Settings, purpose: str) -> N
         "Mask(...). To train one, start from a ConvNeXt and Mask2Former weights and run the stages 0-encoders, 2 and 3 of "
         "`diffusers-focus train`; then load with masks_trained=True."
     )
-
-
-def _leaves(values: Any) -> list[Any]:
-    """All texts of a text, a list of them or a list of lists."""
-    if not isinstance(values, (list, tuple)):
-        return [values]
-    if len(values) == 0:
-        raise ValueError("target is an empty list. Pass at least one expression.")
-    return [leaf for value in values for leaf in _leaves(value)]
-
-
-def _class_lists(classes: Any) -> list[list[str]]:
-    """Names as a list of lists; a flat list serves every image."""
-    if isinstance(classes, str) or not isinstance(classes, (list, tuple)) or not classes:
-        raise TypeError(f'classes must be a list of names such as ["cat", "dog"], got {classes!r}.')
-    lists = [list(names) for names in classes] if isinstance(classes[0], (list, tuple)) else [list(classes)]
-    for names in lists:
-        for name in names:
-            check_text(name, "classes")
-    return lists

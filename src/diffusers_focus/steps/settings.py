@@ -16,9 +16,12 @@ class Settings(Protocol):
     score_threshold: float
     fallback_threshold: float
     duplicate_iou: float
+    presence_threshold: float
+    calibration: dict[str, Any] | None
     mask_dilation: float
     mask_feather: float
     masks_trained: bool
+    classes_trained: bool
     edit_masks_trained: bool
     instances_trained: bool
     edit_regions_trained: bool
@@ -54,9 +57,19 @@ SETTINGS: dict[str, Setting] = {
     "score_threshold": Setting(0.5, "Least score of an object where no name was written."),
     "fallback_threshold": Setting(0.3, "Least score of an object the model wrote a name for."),
     "duplicate_iou": Setting(0.7, "Of two objects that overlap by more than this the better one stays."),
+    "presence_threshold": Setting(
+        0.0, "Least presence of what words mean; below it nothing is found. 0 leaves that to the word the model writes."
+    ),
+    "calibration": Setting(
+        None,
+        "The maps from logits to scores, qualities and presence, from `diffusers-focus calibrate`; None is plain sigmoids.",
+    ),
     "mask_dilation": Setting(0.02, "Growth of a referred mask into an edit mask, as a share of the shorter side."),
     "mask_feather": Setting(0.02, "Reach of the soft edge of an edit, likewise."),
     "masks_trained": Setting(True, "Whether the mask decoder was trained with this language model."),
+    "classes_trained": Setting(
+        True, "Whether the language model knows lists of names; without, each name is asked by itself."
+    ),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
     "instances_trained": Setting(
         False,

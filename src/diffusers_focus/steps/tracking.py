@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from ..processing.prompts import CLASS, INTERACTIVE
 from .encode import Components, FocusImageEncoding
-from .segment import FoundObjects, MaskPrompt, MaskReading, read_masks, select_objects
+from .segment import FoundObjects, MaskPrompt, MaskReading, find_objects, read_masks, select_objects
 from .settings import Settings
 
 MOST_TRACKS = 64  # objects that a clip's memory has room for; those not seen for longest are forgotten
@@ -91,11 +91,13 @@ class Sight:
         track: whose.
         logits: [h, w] on the mask decoder's grid.
         score: how sure it is that the object is there, 0 to 1.
+        mask: bool [height, width] of the frame, where it is known better than by the logits.
     """
 
     track: Track
     logits: torch.Tensor
     score: float
+    mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class ClipTracker:
     def point(
         self,
         encoding: FocusImageEncoding,
-        regions: Sequence[tuple[np.ndarray, ...]],
+        prompts: Sequence[MaskPrompt],
         numbers: Sequence[int],
         outlines: Sequence[bool],
     ) -> list[Sight]:
@@ -166,16 +168,15 @@ class ClipTracker:
 
         Args:
             encoding: of the frame alone.
-            regions: bool [height, width] masks at the frame's size.
+            prompts: what was pointed at, one an object.
             numbers: identities of the objects.
             outlines: whether the regions of an object are a mask of it, which then has to be found again in what the model sees.
         """
-        prompts = [MaskPrompt(0, INTERACTIVE, None, region) for region in regions]
         reading = read_masks(self.components, encoding, prompts, max_new_tokens=self.max_new_tokens)
-        found = [self._select(reading, row, prompt, encoding) for row, prompt in enumerate(prompts)]
+        found = [self._pointed(reading, row, prompt, encoding) for row, prompt in enumerate(prompts)]
         candidates: list[tuple[float, int, torch.Tensor, Look]] = []
         size = reading.mask_logits.shape[-2:]
-        given = self._drawn(np.stack([np.any(region, axis=0) for region in regions]), size, encoding)
+        given = self._drawn(np.stack([np.any(prompt.regions, axis=0) for prompt in prompts]), size, encoding)
         for row, one in enumerate(found):
             # A region that the model sees nothing in is followed as it is: the user knows that something is there.
             logits, agrees = given[row], 0.0
@@ -196,7 +197,7 @@ class ClipTracker:
             one = found[row]
             track = self._begin(0, logits, look, one.labels[0] if one.labels else "object", numbers[row])
             sights[row] = Sight(track, logits, float(one.scores[0]) if len(one.scores) else 0.0)
-        return [sights[row] for row in range(len(regions))]
+        return [sights[row] for row in range(len(prompts))]
 
     def step(self, encoding: FocusImageEncoding, tracks: Sequence[Track] | None = None) -> list[Sight]:
         """The objects of the next frame: those that are followed, and what the queries newly mean.
@@ -206,17 +207,13 @@ class ClipTracker:
             tracks: those to follow, default all.
         """
         looked_for = [track for track in self.tracks if self._is_looked_for(track)] if tracks is None else list(tracks)
-        prompts = [*self.queries, *(MaskPrompt(0, INTERACTIVE, None, _ANYWHERE) for _ in looked_for)]
-        if not prompts:
-            return []
-        tokens = torch.stack([track.last.token for track in looked_for]) if looked_for else None
-        reading = read_masks(
-            self.components, encoding, prompts, max_new_tokens=self.max_new_tokens, region_tokens=tokens
-        )
-        sights = self._follow(encoding, reading, len(self.queries), looked_for)
-        for query, prompt in enumerate(self.queries):
-            found = self._select(reading, query, prompt, encoding)
-            sights += self._hear(encoding, query, found, reading.mask_logits[query], sights)
+        sights = self._follow(encoding, looked_for) if looked_for else []
+        if self.queries:
+            found = find_objects(
+                self.components, encoding, self.queries, self.settings, max_new_tokens=self.max_new_tokens
+            )
+            for query, one in enumerate(found):
+                sights += self._hear(encoding, query, one, sights)
         seen = {sight.track for sight in sights}
         for track in self.tracks if tracks is None else looked_for:
             track.missed = 0 if track in seen else track.missed + 1
@@ -228,17 +225,19 @@ class ClipTracker:
     def _is_looked_for(self, track: Track) -> bool:
         return not self.queries or track.missed <= PATIENCE
 
-    def _follow(
-        self, encoding: FocusImageEncoding, reading: MaskReading, first: int, tracks: Sequence[Track]
-    ) -> list[Sight]:
-        """Each track's proposal among those of its own prompt (row `first` + its place); no two tracks take the same place."""
-        if not tracks:
-            return []
-        rows = range(first, first + len(tracks))
-        logits = reading.mask_logits[list(rows)].float()  # [T, N, h, w]
-        scores = reading.condition_logits[list(rows), :, 0].float().sigmoid()
+    def _follow(self, encoding: FocusImageEncoding, tracks: Sequence[Track]) -> list[Sight]:
+        """Each track's proposal among those of its own prompt; no two tracks take the same place."""
+        reading = read_masks(
+            self.components,
+            encoding,
+            [MaskPrompt(0, INTERACTIVE, None, _ANYWHERE) for _ in tracks],
+            max_new_tokens=self.max_new_tokens,
+            region_tokens=torch.stack([track.last.token for track in tracks]),
+        )
+        logits = reading.mask_logits.float()  # [T, N, h, w]
+        scores = reading.condition_logits[..., 0].float().sigmoid()
         cells = logits > 0
-        looks = self._vectors(encoding, cells.flatten(0, 1), reading.instance_embeds[list(rows)].flatten(0, 1))
+        looks = self._vectors(encoding, cells.flatten(0, 1), reading.instance_embeds.flatten(0, 1))
         looks = looks.unflatten(0, cells.shape[:2])
         limits, found = self.linking, []
         for index, track in enumerate(tracks):
@@ -281,7 +280,6 @@ class ClipTracker:
         encoding: FocusImageEncoding,
         query: int,
         found: FoundObjects,
-        proposals: torch.Tensor,
         sights: Sequence[Sight],
     ) -> list[Sight]:
         """What a query means in this frame: evidence for tracks that are seen, and new or regained ones; returns their sights."""
@@ -292,7 +290,8 @@ class ClipTracker:
             return []
         self.heard[query] += 1
         self.counts[query] += (len(found.masks) - self.counts[query]) / self.heard[query]
-        logits = self._logits_of(proposals, found.masks, encoding)
+        size = encoding.mask_pixels.mask_features.shape[-2:]
+        logits = self._drawn(found.masks, size, encoding)
         cells = logits > 0
         free = list(range(len(cells)))
         if own:
@@ -318,13 +317,13 @@ class ClipTracker:
                 track.missed = 1
                 self._see(encoding, track, logits[place], looks[place].vector)
                 self._mean(track, found, place)
-                regained.append(Sight(track, logits[place], float(found.scores[place])))
+                regained.append(Sight(track, logits[place], float(found.scores[place]), found.masks[place]))
                 new.remove(place)
         for place in new:
             track = self._begin(query, logits[place], looks[place], found.labels[place])
             track.asked = 1
             self._mean(track, found, place)
-            regained.append(Sight(track, logits[place], float(found.scores[place])))
+            regained.append(Sight(track, logits[place], float(found.scores[place]), found.masks[place]))
         return regained
 
     def _mean(self, track: Track, found: FoundObjects, index: int) -> None:
@@ -365,16 +364,20 @@ class ClipTracker:
         self.tracks.append(track)
         return track
 
-    def _select(self, reading: MaskReading, row: int, prompt: MaskPrompt, encoding: FocusImageEncoding) -> FoundObjects:
+    def _pointed(
+        self, reading: MaskReading, row: int, prompt: MaskPrompt, encoding: FocusImageEncoding
+    ) -> FoundObjects:
+        settings = self.settings
         return select_objects(
             reading,
             row,
             prompt,
             self.components.image_processor,
             encoding.inputs.placements[0],
-            score_threshold=self.settings.score_threshold,
-            fallback_threshold=self.settings.fallback_threshold,
-            duplicate_iou=self.settings.duplicate_iou,
+            score_threshold=settings.score_threshold,
+            fallback_threshold=settings.fallback_threshold,
+            duplicate_iou=settings.duplicate_iou,
+            calibration=settings.calibration,
         )
 
     def _logits_of(self, proposals: torch.Tensor, masks: np.ndarray, encoding: FocusImageEncoding) -> torch.Tensor:

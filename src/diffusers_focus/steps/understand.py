@@ -7,17 +7,20 @@ directly on what it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
+from ..processing.conversations import Conversation, conversations
 from ..processing.grammar import TokenSampling, text_banned_ids
-from ..processing.prompts import REGION_UNDERSTAND, UNDERSTAND
+from ..processing.prompts import CAPTION, REGION_UNDERSTAND, UNDERSTAND
 from ..processing.vocabulary import FocusVocabulary
-from .arguments import check_count, check_texts, generator_list, region_masks, spread, token_sampling
+from .arguments import check_count, check_streamer, generator_list, region_masks, spread, token_sampling
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding, embed_regions, wake
 from .sampling import GREEDY, Generators, draw_ids, is_greedy, uniform_numbers
 from .sequence import (
@@ -76,7 +79,7 @@ def write_text(
     max_new_tokens: int,
     sampling: TokenSampling = GREEDY,
     generator: Generators = None,
-    on_token: Callable[[], bool] | None = None,
+    on_ids: Callable[[torch.Tensor], None] | None = None,
 ) -> WrittenText:
     """Write until every row has stopped.
 
@@ -87,7 +90,7 @@ def write_text(
         stop_ids: ids that end a row.
         max_new_tokens: of each row, the stop id not counted.
         sampling, generator: how ids are drawn; greedy by default.
-        on_token: called after each step; returning False ends the writing.
+        on_ids: called with the ids int64 [R] of each step, -1 for a row that has stopped; not called once all have.
     """
     table = components.language_model.get_input_embeddings()
     rows = hidden.shape[0]
@@ -102,9 +105,9 @@ def write_text(
         active = active & ~torch.isin(ids, stops)
         if step == max_new_tokens or not bool(active.any()):
             break
+        if on_ids is not None:
+            on_ids(torch.where(active, ids, -1))
         hidden, mask = extend(components, table(ids)[:, None], cache, mask, active[:, None])
-        if on_token is not None and not on_token():
-            break
     written = torch.stack(steps, dim=1).tolist()
     ended_by, kept, stop_set = [], [], set(stop_ids)
     for row in written:
@@ -125,7 +128,7 @@ def answer_prompts(
     max_new_tokens: int = 128,
     sampling: TokenSampling = GREEDY,
     generator: Generators = None,
-    on_token: Callable[[], bool] | None = None,
+    streamer: Any = None,
 ) -> list[str]:
     """Answer R questions about encoded images.
 
@@ -135,7 +138,9 @@ def answer_prompts(
         prompt_index: the prompt (group of images) of the encoding that each row is about.
         task: of the rows.
         region_tokens: [regions, H] of all rows, in their order.
-        max_new_tokens, sampling, generator, on_token: see `write_text`.
+        max_new_tokens, sampling, generator: see `write_text`.
+        streamer: is given the ids of the prompts [R, T], then those of each step [R] as they are written, as transformers'
+            `generate` does it; of rows that have ended (and in front of shorter prompts) the padding id.
 
     Returns:
         R texts, control tokens left out.
@@ -147,6 +152,12 @@ def answer_prompts(
     hidden, cache, mask = run_suffixes(components, prefix, torch.tensor(prompt_index), batch)
     vocabulary = context.vocabulary
     banned = banned_text_ids(vocabulary, components.language_model.config.vocab_size, hidden.device)
+
+    def show(ids: torch.Tensor) -> None:
+        streamer.put(ids.masked_fill(ids < 0, vocabulary.pad).cpu())
+
+    if streamer is not None:
+        show(batch.ids)
     written = write_text(
         components,
         hidden,
@@ -157,7 +168,7 @@ def answer_prompts(
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         generator=generator,
-        on_token=on_token,
+        on_ids=None if streamer is None else show,
     )
     return [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
 
@@ -165,10 +176,21 @@ def answer_prompts(
 MAX_ANSWER = 128  # tokens of an answer, unless the caller says otherwise
 
 
+@contextmanager
+def streaming(streamer: Any) -> Iterator[None]:
+    """Check a streamer, and end it whatever happens: who reads from it in another thread waits for that."""
+    check_streamer(streamer)
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
 def answer_questions(
     components: Components,
     encoding: FocusImageEncoding | FocusMixedEncoding | None,
-    prompt: str | Sequence[str],
+    prompt: Any = None,
     region: Any = None,
     *,
     max_new_tokens: int | None = None,
@@ -176,40 +198,34 @@ def answer_questions(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: Generators = None,
+    streamer: Any = None,
 ) -> list[str]:
     """Answer the questions of a caller, one for each prompt of the encoding or several about a single image.
 
     Args:
         encoding: the images; None for questions without.
-        prompt: a question or a list of them.
+        prompt: a question, None for a caption, or the messages of a conversation (`processing.conversations`); or a list of them.
         region: what the question is about: None, regions of `processing.regions`, or a list with one entry a question.
         max_new_tokens: longest answer; `MAX_ANSWER` by default.
         temperature, top_k, top_p: sampling; by default the likeliest token is taken.
         generator: for sampling; a list has one for each answer.
+        streamer: see `answer_prompts`; to be used within `streaming`.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
     """
-    check_texts(prompt, "prompt")
     length = MAX_ANSWER if max_new_tokens is None else check_count(max_new_tokens, "max_new_tokens")
     sampling = token_sampling(temperature, top_k, top_p)
     groups = 1 if encoding is None else len(encoding.counts)
-    count, given = spread(groups, prompt=prompt, region=region)
+    count, given = spread(groups, prompt=conversations(prompt), region=region)
     generator = generator_list(generator, count)
     prompts = list(range(groups)) if groups == count else [0] * count
-    if region is not None and (encoding is None or any(number != 1 for number in encoding.counts)):
-        raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
-    masks = [
-        region_masks(one, encoding.original_sizes[index]) if encoding is not None else ()
-        for index, one in zip(prompts, given["region"])
-    ]
     context = FocusContext.of(components)
-    rows = []
-    for index, text, regions in zip(prompts, given["prompt"], masks):
-        task = REGION_UNDERSTAND if regions else UNDERSTAND
-        number = 0 if encoding is None else encoding.counts[index]
-        parts = context.style.suffix(task, text=text, num_images=number, num_regions=len(regions))
-        rows.append(suffix_row(context, parts))
+    rows, masks = [], []
+    for index, asked, pointed in zip(prompts, given["prompt"], given["region"]):
+        row, regions = _question_row(context, encoding, index, asked, pointed)
+        rows.append(row)
+        masks.append(regions)
     region_tokens = None
     if isinstance(encoding, FocusImageEncoding):  # regions are asked about one image at a time
         images = [index for index, regions in zip(prompts, masks) for _ in regions]
@@ -224,4 +240,35 @@ def answer_questions(
         max_new_tokens=length,
         sampling=sampling,
         generator=generator,
+        streamer=streamer,
     )
+
+
+def _question_row(
+    context: FocusContext,
+    encoding: FocusImageEncoding | FocusMixedEncoding | None,
+    index: int,
+    asked: Conversation,
+    region: Any,
+) -> tuple[PromptRow, list[np.ndarray]]:
+    """One question with its history as a suffix, and the regions in it, bool [height, width], in the order of their slots."""
+    number = 0 if encoding is None else encoding.counts[index]
+    if asked.images not in (0, number):
+        raise ValueError(
+            f"The messages show {asked.images} images, but {number} are given. Give as many, or leave the image parts out."
+        )
+    if region is not None and asked.region is not None:
+        raise ValueError("A region was given in the messages and beside them. Leave one of them out.")
+    region = asked.region if region is None else region
+    masks: list[tuple[np.ndarray, ...]] = []
+    for one in [*(turn.region for turn in asked.history), region]:
+        if one is None:
+            masks.append(())
+        elif isinstance(encoding, FocusImageEncoding) and number == 1:
+            masks.append(region_masks(one, encoding.original_sizes[index]))
+        else:
+            raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
+    task = REGION_UNDERSTAND if masks[-1] else CAPTION if asked.text is None else UNDERSTAND
+    history = [(turn.text, turn.answer, len(own)) for turn, own in zip(asked.history, masks)]
+    parts = context.style.suffix(task, text=asked.text, num_images=number, num_regions=len(masks[-1]), history=history)
+    return suffix_row(context, parts), [mask for own in masks for mask in own]

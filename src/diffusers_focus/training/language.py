@@ -8,6 +8,7 @@ learned from every prompt while words are learned from the selection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from ..data.language import Edit, sample_edit
 from ..data.world import Scene
 from ..processing.masks import resample_mask
-from ..steps.encode import FocusImageEncoding, encode_tensors, mask_pixels
+from ..steps.encode import FocusImageEncoding, FocusMixedEncoding, encode_inputs, encode_tensors, mask_pixels
 from ..steps.sequence import (
     FocusContext,
     PrefixCache,
@@ -37,7 +38,8 @@ from .initialize import initialize_code_rows, initialize_copy_heads, match_token
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
-from .trainer import StageRecipe
+from .sample_data import SampleBatches
+from .trainer import StageRecipe, mean_over_processes
 
 WEIGHTS = {
     "text": 6.0,
@@ -63,6 +65,10 @@ class LanguageObjective:
         self.mixture = Mixture(**recipe.options.get("mixture", {}))
         self.size = recipe.options.get("size", 128)
         self.slots = components.mask_decoder.config.num_slots
+        self.processes = recipe.options.get("processes", 1)
+        self.samples = None
+        if recipe.options.get("data"):
+            self.samples = SampleBatches.of(components, recipe)
         if not torch.cuda.is_available():
             use_grouped_attention(components.language_model)
         if recipe.options.get("match_scale", False):
@@ -73,8 +79,11 @@ class LanguageObjective:
 
     @torch.no_grad()
     def _match_scale(self) -> None:
-        batch = self.batch(0)
-        vision = encode_tensors(self.components, batch.scenes.pixel_values).vision
+        batch = next((part for part in self._parts(self.batch(0)) if len(part.pixel_values)), None)
+        if batch is None:
+            return  # texts alone
+        encoding = self._encode(batch)
+        vision = (encoding.images[0] if isinstance(encoding, FocusMixedEncoding) else encoding).vision
         encoder = self.components.vision_encoder
         tokens = {"vision": vision.vision_tokens, "pixel": vision.pixel_tokens, "query": vision.query_tokens}
         if len(batch.regions):
@@ -98,8 +107,9 @@ class LanguageObjective:
     def _least_used_heads(self) -> tuple[int, int]:
         """(layer, key-value group) without whose heads answers suffer least; the last layer's are not asked."""
         model = self.components.language_model
-        config, batch = model.config, self.batch(0)
-        if not batch.texts:
+        config = model.config
+        parts = [replace(part, masked=[], codes=[]) for part in self._parts(self.batch(0)) if part.texts]
+        if not parts:
             return min(1, config.num_hidden_layers - 1), config.num_key_value_heads - 1
         width = config.num_attention_heads // config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
         found: dict[tuple[int, int], float] = {}
@@ -109,8 +119,7 @@ class LanguageObjective:
                 columns = slice(group * width, (group + 1) * width)
                 kept = weight[:, columns].clone()
                 weight[:, columns] = 0
-                only_texts = replace(batch, masked=[], codes=[])
-                found[layer, group] = self.loss(only_texts, 0)[1]["text"]
+                found[layer, group] = self.loss(parts, 0)[1]["text"]
                 weight[:, columns] = kept
         return min(found, key=found.__getitem__)
 
@@ -119,10 +128,14 @@ class LanguageObjective:
         names = ("vision_encoder", "language_model", "mask_decoder", "visual_tokenizer")
         return {name: getattr(self.components, name) for name in names}
 
-    def batch(self, step: int) -> LanguageBatch:
-        """Pictures and prompts of this step; mask prompts in every `masks_every`-th one."""
+    def batch(self, step: int) -> LanguageBatch | list[LanguageBatch]:
+        """Pictures and prompts of a draw; mask prompts of the world in every `masks_every`-th step. Samples from files come in
+        parts of one size each.
+        """
         recipe, mixture = self.recipe, self.mixture
-        if step % recipe.options.get("masks_every", 1):
+        if self.samples is not None:
+            return self.samples.draw(step)
+        if step // self.processes % recipe.options.get("masks_every", 1):
             mixture = replace(mixture, referring=0, generalized=0, regions=0, edit_masks=0)
         return draw_batch(
             self.context.style,
@@ -134,32 +147,47 @@ class LanguageObjective:
             draw_edit=self.draw_edit,
         )
 
+    @staticmethod
+    def _parts(batch: LanguageBatch | Sequence[LanguageBatch]) -> list[LanguageBatch]:
+        return [batch] if isinstance(batch, LanguageBatch) else list(batch)
+
     def draw_edit(self, scene: Scene, rng: np.random.Generator) -> Edit:
         """An edit of a scene to learn from."""
         return sample_edit(scene, rng)
 
-    def loss(self, batch: LanguageBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weighted sum of the parts that this batch has."""
-        encoding = encode_tensors(self.components, batch.scenes.pixel_values)
+    def loss(self, batch: LanguageBatch | Sequence[LanguageBatch], step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weighted sum of the terms that this batch has, each a mean over the parts and processes that share the step."""
+        terms, figures = _Terms(), _Figures()
+        for part in self._parts(batch):
+            self._part_loss(part, terms, figures)
+        if self.samples is not None:
+            figures.add("skipped", float(len(self.samples.stream.skipped.names)), 1)
+        return terms.total(), {**figures.means(), **terms.means()}
+
+    def _part_loss(self, batch: LanguageBatch, terms: _Terms, figures: _Figures) -> None:
+        batch = batch.to(next(self.components.language_model.parameters()).device)
+        encoding = self._encode(batch) if len(batch.pixel_values) or batch.counts else None
         regions = None
-        if len(batch.regions):
+        if len(batch.regions) and isinstance(encoding, FocusImageEncoding):
             vision = encoding.vision
             regions = self.components.vision_encoder.region_tokens(
                 vision.feature_maps, vision.image_features, batch.regions, batch.region_images
             )
-        pixel_tokens = self.recipe.options.get("pixel_tokens", True)
+        pixel_tokens = self.recipe.options.get("pixel_tokens", True) or isinstance(encoding, FocusMixedEncoding)
         prefix = encode_prefix(self.components, self.context, encoding, pixel_tokens=pixel_tokens)
-        losses: dict[str, torch.Tensor] = {}
-        figures: dict[str, float] = {}
         if batch.texts:
-            self._texts(batch, prefix, regions, losses, figures)
+            self._texts(batch, prefix, regions, terms, figures)
         if batch.masked:
-            self._masks(batch, encoding, prefix, regions, losses, figures)
+            self._masks(batch, encoding, prefix, regions, terms, figures)
         if batch.codes:
-            self._codes(batch, encoding, prefix, losses, figures)
-        total = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
-        figures.update({name: float(value.detach()) for name, value in losses.items()})
-        return total, figures
+            self._codes(batch, encoding, prefix, terms, figures)
+
+    def _encode(self, batch: LanguageBatch) -> FocusImageEncoding | FocusMixedEncoding:
+        if isinstance(batch.inputs, tuple):
+            return FocusMixedEncoding(tuple(encode_inputs(self.components, one) for one in batch.inputs), batch.counts)
+        if batch.inputs is not None:
+            return encode_inputs(self.components, batch.inputs)
+        return encode_tensors(self.components, batch.pixel_values)
 
     # -- words -----------------------------------------------------------------------------------------------------
 
@@ -197,9 +225,12 @@ class LanguageObjective:
         return F.cross_entropy(self._logits(hidden[:, :-1][here]), wanted[here], reduction="none")
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.components.language_model.lm_head(hidden).float()
+        head = self.components.language_model.lm_head
+        if self.recipe.options.get("keep_codes", False):
+            return F.linear(hidden, head.weight[: self.context.vocabulary.level0_range[0]]).float()
+        return head(hidden).float()
 
-    def _texts(self, batch, prefix, regions, losses, figures) -> None:
+    def _texts(self, batch, prefix, regions, terms, figures) -> None:
         rows = [suffix_row(self.context, p.parts) for p in batch.texts]
         entropies, asked, kinds = [], [], {}
         for group in _alike([len(row.ids) for row in rows]):
@@ -212,68 +243,88 @@ class LanguageObjective:
             correct[here] = right
             for i, good in zip(group, correct.all(1).tolist(), strict=True):
                 kinds.setdefault(f"q_{batch.texts[i].kind}", []).append(good)
-        losses["text"] = torch.stack(entropies).mean()
-        losses["prompt"] = torch.cat(asked).mean()
-        everything = [good for kind in kinds.values() for good in kind]
-        figures["questions"] = sum(everything) / len(everything)
-        figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
+        terms.add("text", torch.stack(entropies))
+        terms.add("prompt", torch.cat(asked))
+        for kind, good in kinds.items():
+            figures.add(kind, sum(good), len(good))
+            figures.add("questions", sum(good), len(good))
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
-    def _masks(self, batch, encoding: FocusImageEncoding, prefix, regions, losses, figures) -> None:
-        count, group = len(batch.masks), self.mixture.masks
+    def _masks(self, batch, encoding: FocusImageEncoding, prefix, regions, terms, figures) -> None:
         rows = [suffix_row(self.context, p.parts, num_mask_slots=self.slots) for p in batch.masked]
         hidden, suffixes = self._run(batch.masked, prefix, regions, rows)
-        entropy, _, _ = self._written(hidden, suffixes.labels)
-        losses["names"] = entropy.mean()
-        conditions, _ = condition_states(hidden, suffixes.conditions)
+        terms.add("names", self._written(hidden, suffixes.labels)[0])
+        conditions, asked = condition_states(hidden, suffixes.conditions)
         slots = slot_states(hidden, suffixes.mask_slots, self.slots)
         pixels = mask_pixels(self.components, encoding)
+        pictures = torch.tensor([p.image for p in batch.masked])
+        shown, seats, own = _seats(pictures.tolist())
         out = self.components.mask_decoder.decode(
-            pixels,
-            slots.unflatten(0, (count, group)),
-            conditions.unflatten(0, (count, group)),
+            pixels if len(shown) == len(batch.masks) else pixels.select(shown),
+            slots[seats],
+            conditions[seats],
+            asked[seats],
             return_auxiliary=True,
             dense=False,
         )
+
+        def of_prompts(x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(0, 1)[own]
+
         coarse = F.avg_pool2d(pixels.mask_features, 2)
         truths = [self._truth(p, batch) for p in batch.masked]
         small = [F.interpolate(t[None], size=coarse.shape[-2:], mode="area")[0] for t in truths]
-        logits = torch.einsum("bgnc,bchw->bgnhw", out.mask_embeds, coarse).flatten(0, 1)
-        scores = out.condition_logits.flatten(0, 1)[..., 0]
-        chosen = [self._meant(p, len(t)) for p, t in zip(batch.masked, truths, strict=True)]
-        costs = [_selection_costs(s, c) for s, c in zip(scores.detach(), chosen, strict=True)]
+        with torch.no_grad():
+            logits = of_prompts(torch.einsum("bgnc,bchw->bgnhw", out.mask_embeds, coarse[shown]))
+        scores = of_prompts(out.condition_logits)
+        scores = torch.where(asked[:, None], scores, torch.zeros_like(scores))  # [R, N, K]
+        chosen = [self._meant(p, len(t), scores) for p, t in zip(batch.masked, truths, strict=True)]
+        costs = [_selection_costs(s, c, k) for s, c, k in zip(scores.detach(), chosen, asked, strict=True)]
         pairs = match(logits, small, costs)
         source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
         proposals = torch.cat([p for p, _ in pairs])
         target = torch.cat([small[i][o] for i, (_, o) in enumerate(pairs)])
         wanted = torch.zeros_like(scores, dtype=torch.float32)
         wanted[source, proposals] = torch.cat([chosen[i][o] for i, (_, o) in enumerate(pairs)])
+        ignored = self._ignored(batch.masked)
+        shared = asked / asked.sum(
+            1, keepdim=True
+        )  # a prompt with eighty classes weighs as much as one with a single region
+
+        def add_masks(logits: torch.Tensor, targets: torch.Tensor, weight: float) -> None:
+            if ignored is not None and len(targets):
+                out_of_it = F.interpolate(ignored[:, None], size=targets.shape[-2:])[source, 0] > 0.5
+                # Nothing is to be learned there: as if predicted right, whatever was.
+                logits = torch.where(out_of_it, torch.logit(targets.float(), eps=1e-4).to(logits.dtype), logits)
+            bce, dice = mask_loss(logits, targets)
+            terms.add("bce", bce, len(targets), weight)
+            terms.add("dice", dice, len(targets), weight)
+
+        def add_selection(scores: torch.Tensor, weight: float) -> None:
+            scores = torch.where(asked[:, None], scores, torch.zeros_like(scores))
+            value = selection_loss(scores.transpose(1, 2), wanted.transpose(1, 2), shared)
+            terms.add("select", value, len(scores), weight)
 
         layers = zip(out.auxiliary_embeds, out.auxiliary, strict=True)
         for (embeds, _), (_, _, earlier) in layers:
-            here = torch.einsum("mc,mchw->mhw", embeds.flatten(0, 1)[source, proposals], coarse[source // group])
-            bce, dice = mask_loss(here, target)
-            _add(losses, "bce", 0.3 * bce)
-            _add(losses, "dice", 0.3 * dice)
-            _add(losses, "select", 0.3 * selection_loss(earlier.flatten(0, 1)[..., 0], wanted))
-        fine = torch.einsum(
-            "mc,mchw->mhw", out.mask_embeds.flatten(0, 1)[source, proposals], pixels.mask_features[source // group]
-        )
+            here = of_prompts(embeds)[source, proposals]
+            add_masks(torch.einsum("mc,mchw->mhw", here, coarse[pictures[source]]), target, 0.3)
+            add_selection(of_prompts(earlier), 0.3)
+        embeds = of_prompts(out.mask_embeds)[source, proposals]
+        fine = torch.einsum("mc,mchw->mhw", embeds, pixels.mask_features[pictures[source]])
         full = torch.cat([truths[i][o] for i, (_, o) in enumerate(pairs)])
         fine = F.interpolate(fine[None].float(), size=full.shape[-2:], mode="bilinear")[0]
-        bce, dice = mask_loss(fine, full)
-        _add(losses, "bce", bce)
-        _add(losses, "dice", dice)
-        _add(losses, "select", selection_loss(scores, wanted))
+        add_masks(fine, full, 1.0)
+        add_selection(of_prompts(out.condition_logits), 1.0)
         with torch.no_grad():
             iou = mask_iou(fine, full)
-        quality = out.quality_logits.flatten(0, 1)[source, proposals].float()
-        losses["quality"] = F.binary_cross_entropy_with_logits(quality, iou)
-        self._edit_masks(batch, out, pixels, pairs, chosen, losses, figures)
-        if self.mixture.clips:
-            embeds = out.instance_embeds.flatten(0, 1)[source, proposals]
-            self._identities(batch, embeds, source // group, torch.cat([o for _, o in pairs]), losses, figures)
+        quality = of_prompts(out.quality_logits)[source, proposals].float()
+        terms.add("quality", F.binary_cross_entropy_with_logits(quality, iou, reduction="none"))
+        self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, pairs, chosen, terms, figures)
+        if self.mixture.clips and batch.scenes is not None:
+            embeds = of_prompts(out.instance_embeds)[source, proposals]
+            self._identities(batch, embeds, pictures[source], torch.cat([o for _, o in pairs]), terms, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
 
     def _truth(self, prompt: MaskPrompt, batch: LanguageBatch) -> torch.Tensor:
@@ -283,21 +334,28 @@ class LanguageObjective:
             return masks
         return torch.cat([masks, 1 - masks.amax(0, keepdim=True)])
 
-    def _meant(self, prompt: MaskPrompt, number: int) -> torch.Tensor:
-        meant = torch.zeros(number)
-        meant[list(prompt.targets)] = 1
+    def _meant(self, prompt: MaskPrompt, number: int, scores: torch.Tensor) -> torch.Tensor:
+        """float [objects, K], which object answers which condition."""
+        meant = torch.zeros(number, scores.shape[-1])
+        meant[list(prompt.targets), list(prompt.conditions or (0,) * len(prompt.targets))] = 1
         if prompt.background:
-            meant[-1] = 1
-        return meant
+            meant[-1, 0] = 1
+        return meant.to(scores.device)
 
-    def _edit_masks(self, batch, out, pixels, pairs, chosen, losses, figures) -> None:
+    def _ignored(self, prompts: Sequence[MaskPrompt]) -> torch.Tensor | None:
+        """float [R, S, S], pixels that teach nothing; None where there are none at all."""
+        known = next((p.ignored for p in prompts if p.ignored is not None), None)
+        if known is None:
+            return None
+        return torch.stack([torch.zeros_like(known) if p.ignored is None else p.ignored for p in prompts]).float()
+
+    def _edit_masks(self, batch, embeds, pixels, pairs, chosen, terms, figures) -> None:
         """Where pixels may change: the second mask of the proposals that were meant (stage 4)."""
-        embeds = out.edit_embeds.flatten(0, 1)
         logits, targets = [], []
         for i, (prompt, (proposals, objects)) in enumerate(zip(batch.masked, pairs, strict=True)):
             if prompt.change is None:
                 continue
-            meant = proposals[chosen[i][objects] > 0]
+            meant = proposals[chosen[i][objects].amax(1).cpu() > 0]
             logits.append(torch.einsum("mc,chw->mhw", embeds[i, meant], pixels.mask_features[prompt.image]))
             targets.append(prompt.change[None].expand(len(meant), -1, -1))
         if not logits:
@@ -305,46 +363,48 @@ class LanguageObjective:
         target = torch.cat(targets)
         predicted = F.interpolate(torch.cat(logits)[None].float(), size=target.shape[-2:], mode="bilinear")[0]
         bce, dice = mask_loss(predicted, target)
-        losses["edit"] = bce + dice
+        terms.add("edit", bce + dice, len(target))
         with torch.no_grad():
-            figures["edit_iou"] = mask_iou(predicted, target).mean().item()
+            figures.add("edit_iou", mask_iou(predicted, target).sum().item(), len(target))
 
-    def _identities(self, batch, embeds, pictures, objects, losses, figures) -> None:
+    def _identities(self, batch, embeds, pictures, objects, terms, figures) -> None:
         """Objects of two frames of a clip: their embeddings are alike, those of its other objects are not."""
         counts = torch.tensor([len(masks) for masks in batch.masks])
         real = objects < counts[pictures]  # the background of an edit is no object
         embeds, pictures, objects = embeds[real], pictures[real], objects[real]
         clips = torch.tensor(batch.scenes.clips)[pictures]
-        losses["identity"] = identity_loss(embeds, objects, clips, pictures)
+        values = identity_loss(embeds, objects, clips, pictures)
+        if not len(values):
+            terms.add("identity", embeds.sum().float() * 0, 0)  # keeps the graph
+            return
+        terms.add("identity", values)
         with torch.no_grad():  # the share of proposals whose nearest one in the other frame is the same object
             unit = F.normalize(embeds.float(), dim=-1)
             others = (clips[:, None] == clips[None]) & (pictures[:, None] != pictures[None])
             nearest = (unit @ unit.T).masked_fill(~others, -2).argmax(1)
             linked = (objects[nearest] == objects)[others.any(1)]
-            if len(linked):
-                figures["linked"] = linked.float().mean().item()
+            figures.add("linked", linked.sum().item(), len(linked))
 
     @torch.no_grad()
     def _mask_figures(self, batch, scores, wanted, iou, source, proposals, figures) -> None:
-        """IoU that the highest-scoring proposal reaches, per kind of prompt with one target."""
-        table = torch.zeros_like(wanted)
+        """IoU that the highest-scoring proposal reaches, per kind of prompt with one target and one condition."""
+        table = torch.zeros_like(wanted[..., 0])
         table[source, proposals] = iou
-        best = scores.argmax(-1)
-        reached = (table * wanted).gather(1, best[:, None])[:, 0]
-        figures["iou"] = iou.mean().item()
-        kinds: dict[str, list[float]] = {}
+        best = scores[..., 0].argmax(-1)
+        reached = (table * wanted[..., 0]).gather(1, best[:, None])[:, 0]
+        figures.add("iou", iou.sum().item(), len(iou))
         for i, prompt in enumerate(batch.masked):
-            if len(prompt.targets) == 1 and prompt.kind not in ("plural", "edit"):
+            alone = len(prompt.targets) == 1 and prompt.conditions is None
+            if alone and prompt.kind not in ("plural", "edit"):
                 kind = "region" if prompt.region is not None else "referring"
-                kinds.setdefault(f"miou_{kind}", []).append(reached[i].item())
+                figures.add(f"miou_{kind}", reached[i].item(), 1)
                 if prompt.region is None:
-                    kinds.setdefault(f"r_{prompt.kind}", []).append(reached[i].item())
-        figures.update({kind: sum(v) / len(v) for kind, v in kinds.items()})
+                    figures.add(f"r_{prompt.kind}", reached[i].item(), 1)
 
     # -- visual tokens ---------------------------------------------------------------------------------------------
 
-    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, losses, figures) -> None:
-        semantic, pixel = self._all_codes(batch, encoding)
+    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, terms, figures) -> None:
+        semantic, pixel = (codes.cpu() for codes in self._all_codes(batch, encoding))
         grids = semantic.shape[-2:], pixel.shape[-2:]
         vocabulary = self.context.vocabulary
         edits = [p for p in batch.codes if p.image >= 0]
@@ -372,7 +432,9 @@ class LanguageObjective:
                 before = vocabulary.image_ids(
                     semantic[max(prompt.image, 0)], pixel[max(prompt.image, 0)], with_tag=False
                 )
-                history = self._noised(ids, before) if torch.rand(()) < self.mixture.history_noise else ids
+                dice = torch.Generator().manual_seed(prompt.seed)
+                noisy = torch.rand((), generator=dice) < self.mixture.history_noise
+                history = self._noised(ids, before, dice) if noisy else ids
                 histories.append(torch.where(written, history, ids)[places])
                 # The last weight is that of <|im_end|>.
                 weights.append(F.pad(weight[written], (0, 1), value=OUTSIDE_WEIGHT))
@@ -389,15 +451,17 @@ class LanguageObjective:
                 entropy, right, _ = self._written(hidden, suffixes.labels)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
+                theirs = [w.to(entropy.device) for w in theirs]
                 parts = zip(entropy.split([len(w) for w in theirs]), theirs, strict=True)
                 means += [(e * w).sum() / w.sum() for e, w in parts]
                 cells = torch.cat(theirs) >= 1
                 inside.append((entropy.detach()[cells], right[cells]))
-            figures[name] = torch.cat([entropy for entropy, _ in inside]).mean().item()
-            figures[f"{name}_top1"] = torch.cat([right for _, right in inside]).float().mean().item()
-        losses["codes"] = torch.stack(means).mean()
+            for entropy, right in inside:
+                figures.add(name, entropy.sum().item(), len(entropy))
+                figures.add(f"{name}_top1", right.sum().item(), len(right))
+        terms.add("codes", torch.stack(means))
 
-    def _noised(self, ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
 
         Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
@@ -406,16 +470,16 @@ class LanguageObjective:
         others = torch.empty_like(ids)
         for first, stop in (self.context.vocabulary.level0_range, self.context.vocabulary.level1_range):
             here = (ids >= first) & (ids < stop)
-            others[here] = torch.randint(first, stop, (int(here.sum()),))
+            others[here] = torch.randint(first, stop, (int(here.sum()),), generator=dice)
         codes = ids >= self.context.vocabulary.level0_range[0]
-        wrong = before if torch.rand(()) < 0.5 else others
-        swap = codes & (torch.rand(ids.shape) < 1.25 * torch.rand(()))
+        wrong = before if torch.rand((), generator=dice) < 0.5 else others
+        swap = codes & (torch.rand(ids.shape, generator=dice) < 1.25 * torch.rand((), generator=dice))
         return torch.where(swap, wrong, ids)
 
     @torch.no_grad()
     def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of every target picture; the scenes' own come from the encoding."""
-        count = len(batch.scenes.scenes)
+        count = len(batch.pixel_values)
         tokenizer = self.components.visual_tokenizer
         features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
         if len(batch.target_pixels) > count:
@@ -444,8 +508,67 @@ class LanguageObjective:
         return torch.cat([mark, rows(inside_s), mark, rows(inside_p), mark])
 
 
-def _add(losses: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    losses[name] = losses[name] + value if name in losses else value
+class _Terms:
+    """The terms of a loss as sums and counts, so that parts of a batch, and processes, share one mean."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, value: torch.Tensor, count: int | None = None, weight: float = 1.0) -> None:
+        """Values [n], or the mean of `count` values. A term of several `weight`s is a sum of that many means."""
+        total, number = (value.sum(), len(value)) if count is None else (value * count, count)
+        self._sums[name] = self._sums.get(name, 0.0) + weight * total.float()
+        if weight == 1.0:
+            self._counts[name] = self._counts.get(name, 0) + number
+
+    def means(self) -> dict[str, float]:
+        """Each term as this process alone has it."""
+        return {name: float(value.detach()) / max(1, self._counts[name]) for name, value in self._sums.items()}
+
+    def total(self) -> torch.Tensor:
+        """The weighted sum; its mean over the processes is that of one process with all of their batches."""
+        device = next(iter(self._sums.values())).device if self._sums else torch.device("cpu")
+        counts = torch.tensor([float(self._counts.get(name, 0)) for name in WEIGHTS], device=device)
+        counts = dict(zip(WEIGHTS, mean_over_processes(counts).clamp(min=1e-6)))
+        terms = [WEIGHTS[name] * value / counts[name] for name, value in self._sums.items()]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+class _Figures:
+    """Figures of the log as sums and counts."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, name: str, total: float, count: int) -> None:
+        here = self._sums.setdefault(name, [0.0, 0])
+        here[0] += total
+        here[1] += count
+
+    def means(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self._sums.items() if count}
+
+
+def _seats(pictures: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    """Prompts seated picture by picture, for a decoder that takes the same number for each.
+
+    Args:
+        pictures: the picture of each of R prompts.
+
+    Returns:
+        The pictures that have prompts; int64 [pictures, G], the prompt on each seat (the last one again on empty seats); and
+        int64 [R], the seat of each prompt among all of them.
+    """
+    groups: dict[int, list[int]] = {}
+    for prompt, picture in enumerate(pictures):
+        groups.setdefault(picture, []).append(prompt)
+    width = max(len(group) for group in groups.values())
+    seats = torch.tensor([group + group[-1:] * (width - len(group)) for group in groups.values()])
+    own = torch.empty(len(pictures), dtype=torch.long)
+    for row, group in enumerate(groups.values()):
+        own[group] = torch.arange(len(group)) + row * width
+    return list(groups), seats, own
 
 
 def _alike(lengths: list[int], ratio: float = 1.4) -> list[list[int]]:
@@ -458,7 +581,17 @@ def _alike(lengths: list[int], ratio: float = 1.4) -> list[list[int]]:
     return groups
 
 
-def _selection_costs(scores: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:
-    """[N, M]: a proposal the condition selects suits a meant object, and the other way round."""
-    log_p, log_q = F.logsigmoid(scores.float())[:, None], F.logsigmoid(-scores.float())[:, None]
-    return -(log_p * meant + log_q * (1 - meant))
+def _selection_costs(scores: torch.Tensor, meant: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """[N, M]: a proposal the condition selects suits a meant object, and the other way round.
+
+    Args:
+        scores: [N, K], logits.
+        meant: [M, K], which object answers which condition.
+        asked: bool [K], which conditions there are.
+
+    An object that answers some conditions looks at those alone (its class), one that answers none at all of them.
+    """
+    scores = scores.float()
+    picked = meant.sum(1, keepdim=True).clamp(min=1)
+    none = (meant.sum(1, keepdim=True) == 0) * asked / asked.sum()
+    return -(F.logsigmoid(scores) @ (meant / picked).T + F.logsigmoid(-scores) @ none.T)

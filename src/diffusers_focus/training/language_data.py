@@ -26,6 +26,7 @@ from ..data.language import (
 )
 from ..data.regions_sampling import REGION_KINDS, region_prompt
 from ..data.world import Rendered, Scene, render
+from ..processing.images import FocusImageInputs
 from ..processing.prompts import (
     CAPTION,
     EDIT,
@@ -67,6 +68,8 @@ class MaskPrompt:
         region: index of its region prompt, None without.
         change: float [S, S], where the edit changes pixels (edit prompts), None elsewhere.
         background: the prompt means everything that is no object.
+        conditions: for each target the number of the condition (class or region) it answers; None: all answer the only one.
+        ignored: bool [S, S], pixels that teach nothing; None without.
     """
 
     image: int
@@ -76,6 +79,8 @@ class MaskPrompt:
     region: int | None = None
     change: torch.Tensor | None = None
     background: bool = False
+    conditions: tuple[int, ...] | None = None
+    ignored: torch.Tensor | None = None
 
 
 @dataclass
@@ -87,27 +92,34 @@ class CodePrompt:
         parts: the suffix with its answer.
         target: index into `LanguageBatch.target_pixels`.
         change: float [1, 1, S, S], cells touching it are written, all others are the source's; None writes everything.
+        seed: of the noise in what is read instead of the true history.
     """
 
     image: int
     parts: list[PromptPart]
     target: int
     change: torch.Tensor | None = None
+    seed: int = 0
 
 
 @dataclass
 class LanguageBatch:
-    """One step's pictures and prompts.
+    """Pictures of one size and prompts about them. A canvas is [S, S] here; samples from files may have other shapes.
 
     Args:
-        scenes: B pictures.
+        pixel_values: float [B, 3, S, S] in [-1, 1].
         masks: B float tensors [M_b, S, S], visible masks.
         regions: float [R, 1, S, S] and their pictures int64 [R].
-        texts, masked, codes: the prompts; `masked` holds the same number for every picture, in picture order.
-        target_pixels: float [T, 3, S, S], pictures the code prompts aim at; the first B are the scenes themselves.
+        texts, masked, codes: the prompts; those of `masked` in the order of their pictures. A text prompt about no picture
+            has the image -1.
+        target_pixels: float [T, 3, S, S], pictures the code prompts aim at; the first B are the pictures themselves.
+        scenes: what is drawn, where the pictures are of the still-life world.
+        inputs: the pictures as the model sees them, where that is more than `pixel_values` says (X_H of a photograph); one of
+            each picture where a prompt is about several, which then differ in size.
+        counts: pictures of each prompt group, in that case; a prompt's `image` is then the number of its group.
     """
 
-    scenes: SceneBatch
+    pixel_values: torch.Tensor
     masks: list[torch.Tensor]
     regions: torch.Tensor
     region_images: torch.Tensor
@@ -115,6 +127,33 @@ class LanguageBatch:
     masked: list[MaskPrompt]
     codes: list[CodePrompt]
     target_pixels: torch.Tensor
+    scenes: SceneBatch = field(default_factory=lambda: SceneBatch([], [], torch.zeros(0, 3, 0, 0)))
+    inputs: FocusImageInputs | tuple[FocusImageInputs, ...] | None = None
+    counts: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> LanguageBatch:
+        """The same batch with its pictures, masks and regions on a device; what codes are made of stays where it is."""
+        if device.type == "cpu":
+            return self
+
+        def inputs(one: FocusImageInputs) -> FocusImageInputs:
+            return one.to(device=device)
+
+        moved = [
+            replace(p, **{n: getattr(p, n).to(device) for n in ("change", "ignored") if getattr(p, n) is not None})
+            for p in self.masked
+        ]
+        own = self.inputs
+        return replace(
+            self,
+            pixel_values=self.pixel_values.to(device),
+            masks=[mask.to(device) for mask in self.masks],
+            regions=self.regions.to(device),
+            region_images=self.region_images.to(device),
+            masked=moved,
+            target_pixels=self.target_pixels.to(device),
+            inputs=tuple(map(inputs, own)) if isinstance(own, tuple) else None if own is None else inputs(own),
+        )
 
 
 @dataclass(frozen=True)
@@ -182,12 +221,15 @@ def draw_batch(
     size: int = 128,
     draw_edit: Callable[[Scene, np.random.Generator], Edit] = sample_edit,
 ) -> LanguageBatch:
-    """The pictures and prompts of one step, a function of the arguments alone; `draw_edit` is where edits come from."""
+    """The pictures and prompts of one step, a function of the arguments alone; `draw_edit` is where edits come from.
+
+    What is drawn about a picture depends on its number in the run alone, so that processes may share a step.
+    """
     scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins, clips=mixture.clips)
-    rng = np.random.default_rng((seed, step, 2))
     draft = _Draft(style, (size, size))
     draft.targets = [r.image for r in scenes.rendered]
     for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):
+        rng = np.random.default_rng((seed, step * batch_size + image, 2))
         _add_questions(draft, image, scene, rendered, mixture, rng)
         edit = None
         if mixture.edit_masks:
@@ -201,10 +243,10 @@ def draw_batch(
             random = rng.random() < mixture.dropout
             task, text = (GENERATE_RANDOM, None) if random else (GENERATE, caption(scene))
             parts = style.suffix(task, text=text, num_images=0, height_width=draft.size, answer=build_answer(task))
-            draft.codes.append(CodePrompt(-1, parts, image))
+            draft.codes.append(CodePrompt(-1, parts, image, seed=_noise_seed(rng)))
     regions = torch.stack(draft.regions) if draft.regions else torch.zeros(0, 1, size, size)
     return LanguageBatch(
-        scenes,
+        scenes.pixel_values,
         [torch.from_numpy(r.masks).float() for r in scenes.rendered],
         regions,
         torch.tensor(draft.region_images, dtype=torch.long),
@@ -212,7 +254,12 @@ def draw_batch(
         draft.masked,
         draft.codes,
         to_pixel_values(draft.targets),
+        scenes,
     )
+
+
+def _noise_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
 
 
 def _count(number: float, rng: np.random.Generator) -> int:
@@ -288,14 +335,14 @@ def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> N
     """An edit to write; unconditionally: the source again, asked to reconstruct it (ILLUME+)."""
     if rng.random() < mixture.dropout:
         parts = draft.style.suffix(RECONSTRUCT, height_width=draft.size, answer=build_answer(RECONSTRUCT))
-        draft.codes.append(CodePrompt(image, parts, image, _change(scene, edit, draft.size[0], rng)))
+        draft.codes.append(CodePrompt(image, parts, image, _change(scene, edit, draft.size[0], rng), _noise_seed(rng)))
         return
     answer = build_answer(EDIT)
     draft.targets.append(render(edit.result, draft.size[0]).image)
     for text in _wordings(scene, edit, mixture.wordings, rng):
         parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
         change = _change(scene, edit, draft.size[0], rng)
-        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change))
+        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change, _noise_seed(rng)))
 
 
 def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[str]:

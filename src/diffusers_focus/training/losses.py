@@ -34,7 +34,7 @@ def selection_loss(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Ten
     Args:
         logits: [..., N], a score for each proposal.
         targets: [..., N] in 0..1.
-        valid: [...] bool, rows that count, or None.
+        valid: [...] weights of the rows, or None where all count the same.
 
     Returns:
         float32 scalar. PSALM's pos_weight (N - m) / m per row, bounded so that a row without positives stays finite.
@@ -64,20 +64,17 @@ def identity_loss(
         objects, clips, frames: int64 [M], which object of which clip in which picture.
 
     Returns:
-        float32 scalar, the mean over the proposals whose object is in another frame of their clip; zero that keeps the graph
-        where there are none.
+        float32 [n], of the proposals whose object is in another frame of their clip.
     """
     same_clip = clips[:, None] == clips[None]
     others = same_clip & (frames[:, None] != frames[None])
     positives = others & (objects[:, None] == objects[None])
     rows = positives.any(1)
-    if not rows.any():
-        return embeds.sum().float() * 0
     unit = F.normalize(embeds.float(), dim=-1)
     logits = unit @ unit.T / temperature
     lowest = torch.finfo(logits.dtype).min
     everything = logits.masked_fill(~others, lowest).logsumexp(1)
-    return (everything - logits.masked_fill(~positives, lowest).logsumexp(1))[rows].mean()
+    return (everything - logits.masked_fill(~positives, lowest).logsumexp(1))[rows]
 
 
 def mask_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from .components import load_components, save_component
-from .stages import NEEDS, build_objective, get_stage
+from .stages import NEEDS, STAGES, build_objective, get_stage
 from .trainer import StageRecipe, Trainer, share_of
 
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
-    """adversarial_start adversarial_weight adversarial_width crop edge_weight edits initialize initialize_codes
-    kl_weight map_drop mask_drop masks_every match_scale mixture mse_weight noise_samples noise_tokens
-    object_weight perceptual_weight pixel_drop pixel_tokens resolution_index semantic_drop semantic_noise size
-    twins""".split()
+    """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits initialize initialize_codes
+    keep_codes kl_weight map_drop mask_drop masks_every match_scale max_tokens mixture mse_weight noise_samples
+    noise_tokens object_weight perceptual_weight pixel_drop pixel_tokens prompts resolution_index semantic_drop
+    semantic_noise size twins""".split()
 )
 """What objectives read from a recipe's options; a slip of the pen is told instead of trained without."""
 
@@ -88,6 +88,9 @@ def run_stage(
         ValueError: unknown stage or override, or a checkpoint that does not fit.
     """
     recipe = with_overrides(get_stage(stage), overrides)
+    if "data" in recipe.options and recipe.objective != "language":
+        named = ", ".join(name for name, one in STAGES.items() if one.objective == "language")
+        raise ValueError(f"stage {stage} draws its pictures itself; samples from files are learned in stages {named}")
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1, or leave it out")
@@ -105,6 +108,10 @@ def run_stage(
         return done
     record = {"recipe": asdict(recipe), "step": trainer.step, "seconds": round(trainer.seconds, 1), "complete": done}
     record["processes"] = trainer.accelerator.num_processes
+    samples = getattr(objective, "samples", None)
+    if samples is not None:
+        skipped = samples.stream.skipped
+        record["skipped"] = {**skipped.counts, "reasons": skipped.reasons}
     if done:
         trainer.use_average()
         finish = getattr(objective, "finish", None)

@@ -304,8 +304,9 @@ class Trainer:
             raise FloatingPointError(
                 f"stage {recipe.name!r}: loss is {loss.item()} at step {self.step}; lower the learning rate"
             )
-        with self._attention():
-            self.accelerator.backward(loss)
+        if loss.requires_grad:  # not where every sample of the batch was damaged
+            with self._attention():
+                self.accelerator.backward(loss)
         self._average_gradients()
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), recipe.gradient_clip)
         for optimizer in self.optimizers.values():
@@ -317,7 +318,7 @@ class Trainer:
                 for name, value in self.average.items():
                     value.lerp_(self.parameters[name], 1 - decay)
         self.step += 1
-        return {"loss": loss.item(), "grad_norm": float(norm), **figures}
+        return {"loss": mean_over_processes(loss.detach()).item(), "grad_norm": float(norm), **figures}
 
     def _average_gradients(self) -> None:
         """Give every process the mean gradient; a parameter that one process did not use counts as zero there."""
@@ -381,6 +382,15 @@ class Trainer:
         return self.step >= self.recipe.steps
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes that share a step, the same in each; itself where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values)
+    return values / torch.distributed.get_world_size()
+
+
 def share_of(recipe: StageRecipe) -> StageRecipe:
     """The recipe with one process's part of the batch, for its objective.
 
@@ -393,7 +403,8 @@ def share_of(recipe: StageRecipe) -> StageRecipe:
             f"stage {recipe.name!r} takes {recipe.batch_size} samples a step, which {count} processes cannot share evenly; "
             "change batch_size or the number of processes"
         )
-    return replace(recipe, batch_size=recipe.batch_size // count)
+    options = {**recipe.options, "processes": count} if count > 1 else recipe.options
+    return replace(recipe, batch_size=recipe.batch_size // count, options=options)
 
 
 class _Log:

@@ -64,11 +64,12 @@ def refer_records(
     try:
         images = {image["id"]: image for image in instances["images"]}
         annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+        names = {category["id"]: category["name"] for category in instances.get("categories") or []}
     except (KeyError, TypeError):
         raise ValueError(
             f"{str(folder / 'instances.json')!r} is no COCO file: it needs images and annotations."
         ) from None
-    return _records(folder, refs, images, annotations, pictures, split, protocol)
+    return _records(folder, refs, images, annotations, names, pictures, split, protocol)
 
 
 def _records(
@@ -76,6 +77,7 @@ def _records(
     refs: list[dict[str, Any]],
     images: dict[int, Any],
     annotations: dict[int, Any],
+    names: dict[int, str],
     pictures: str,
     split: str,
     protocol: str,
@@ -88,7 +90,9 @@ def _records(
             size = [image["height"], image["width"]]
             ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
             chosen = [annotations[i] for i in ids if i != -1]  # -1 is gRefCOCO's "nothing is meant"
-            masks = [_mask(one["segmentation"], size) for one in chosen if not one.get("iscrowd")]
+            chosen = [one for one in chosen if not one.get("iscrowd")]
+            masks = [_mask(one["segmentation"], size) for one in chosen]
+            labels = [names.get(one.get("category_id")) for one in chosen]
             texts = [(str(one["sent_id"]), one.get("sent") or one["raw"]) for one in ref["sentences"]]
             record = {
                 "task": "referring",
@@ -96,6 +100,8 @@ def _records(
                 "masks": masks,
                 "info": {"image_id": ref["image_id"], "ref_id": ref["ref_id"]},
             }
+            if all(labels):
+                record["labels"] = labels
             if protocol == "merged":
                 texts = [("", " ".join(f"{text}." for _, text in texts))]
             for sentence, text in texts:

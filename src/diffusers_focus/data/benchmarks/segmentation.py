@@ -23,10 +23,11 @@ INTERACTIVE_KINDS = ("point", "scribble", "box", "mask")
 DAVIS_SPLITS = ("train", "val")
 
 
-def reason_seg_records(root: Path, split: str = "val") -> Iterator[dict[str, Any]]:
+def reason_seg_records(root: Path, split: str = "val", every_question: bool = False) -> Iterator[dict[str, Any]]:
     """One record a picture: task "reasoning", its first question, the union of its target shapes.
 
     As LISA evaluates: shapes labelled "ignore" take pixels out of the count, and of several questions the first one is asked.
+    `every_question` makes a record of each, for training.
     A picture whose file of questions is damaged gives a record that cannot be read, so that a run counts it.
 
     Raises:
@@ -37,10 +38,10 @@ def reason_seg_records(root: Path, split: str = "val") -> Iterator[dict[str, Any
     pictures = sorted((root / folder).glob("*.jpg"))
     if not pictures:
         raise FileNotFoundError(f"there is no .jpg in {str(root / folder)!r}")
-    return (_reason_seg(root, folder, picture) for picture in pictures)
+    return (one for picture in pictures for one in _reason_seg(root, folder, picture, every_question))
 
 
-def _reason_seg(root: Path, folder: str, picture: Path) -> dict[str, Any]:
+def _reason_seg(root: Path, folder: str, picture: Path, every_question: bool) -> list[dict[str, Any]]:
     notes = f"{folder}/{picture.stem}.json"
     record: dict[str, Any] = {
         "task": "reasoning",
@@ -51,15 +52,17 @@ def _reason_seg(root: Path, folder: str, picture: Path) -> dict[str, Any]:
         "info": {"image_id": picture.stem},
     }
     try:
-        found = read_labelme(root / notes)
+        found = read_labelme((root / notes).read_bytes(), str(root / notes))
         texts = found["text"] if isinstance(found["text"], list) else [found["text"]]
         record["text"] = str(texts[0]).strip()
         record["info"]["is_sentence"] = bool(found.get("is_sentence"))
         record["info"]["questions"] = len(texts)
+        others = [record | {"key": f"{picture.stem}-{i}", "text": str(t).strip()} for i, t in enumerate(texts) if i]
     except (OSError, ValueError, KeyError, IndexError) as error:
         # Without a text the record does not fit its task, which whoever reads it counts.
         record["info"]["problem"] = f"{notes} has no question that can be read: {error!r}"
-    return record
+        others = []
+    return [record, *others] if every_question else [record]
 
 
 def interactive_records(root: Path, split: str = "val", kind: str = "point") -> Iterator[dict[str, Any]]:

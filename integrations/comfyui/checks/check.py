@@ -1,0 +1,462 @@
+"""Runs the nodes in a real ComfyUI, without a window, and holds what comes out against the same calls in Python.
+
+    PYTHON integrations/comfyui/checks/check.py --comfyui FOLDER [--device cuda] [--pictures]
+
+FOLDER is a checkout of ComfyUI, PYTHON an interpreter in which both it and diffusers-focus are installed. A server is started on a
+folder of its own (the pack and focus-tiny are linked into it), driven through its HTTP interface, and stopped. Each check prints
+a line; the exit status is the number of those that failed. `--pictures` renews the pictures of the example workflows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[1]
+ROOT = PACK.parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # this repository's, whichever is installed
+EXAMPLES = PACK / "example_workflows"
+START = 300  # seconds the server may take, on a busy machine
+RUN = 600  # and a workflow
+
+
+class Comfy:
+    """A server, and one client of it."""
+
+    def __init__(self, folder: Path, base: Path, port: int, cpu: bool) -> None:
+        self.url, self.log = f"http://127.0.0.1:{port}", base / "server.log"
+        command = [
+            sys.executable,
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--base-directory",
+            str(base),
+        ]
+        command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
+        paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                command + ["--cpu"] * cpu, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    async def __aenter__(self) -> Comfy:
+        self.http = aiohttp.ClientSession()
+        end = time.monotonic() + START
+        while True:
+            try:
+                await self.get("/system_stats")
+                break
+            except aiohttp.ClientError:
+                if self.process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(
+                        f"ComfyUI did not start; {self.log} says why:\n{self.log.read_text()[-3000:]}"
+                    ) from None
+                await asyncio.sleep(1)
+        self.socket = await self.http.ws_connect(self.url + "/ws?clientId=check", max_msg_size=0)
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.http.close()
+        self.process.terminate()
+        self.process.wait(60)
+
+    async def get(self, path: str) -> Any:
+        async with self.http.get(self.url + path) as answer:
+            answer.raise_for_status()
+            return await (answer.json() if "json" in answer.content_type else answer.read())
+
+    async def post(self, path: str, **content: Any) -> tuple[int, Any]:
+        async with self.http.post(self.url + path, json=content) as answer:
+            return answer.status, await answer.json() if "json" in answer.content_type else None
+
+    async def run(self, graph: dict[str, Any], on_event: Callable[[str, dict], Any] | None = None) -> Finished:
+        """Queue a graph and wait until it has ended, well or not."""
+        status, answer = await self.post("/prompt", prompt=graph, client_id="check")
+        if status != 200:
+            return Finished("refused", json.dumps(answer), {}, [])
+        number, events = answer["prompt_id"], []
+        async with asyncio.timeout(RUN):
+            while True:
+                message = await self.socket.receive()
+                if message.type != aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                kind, data = event["type"], event["data"]
+                if data.get("prompt_id") != number:
+                    continue
+                events.append((kind, data))
+                if on_event is not None:
+                    await on_event(kind, data)
+                if kind in ("execution_success", "execution_error", "execution_interrupted"):
+                    break
+        outputs = (await self.get(f"/history/{number}")).get(number, {}).get("outputs", {})
+        return Finished(kind, data.get("exception_message", "").strip(), outputs, events)
+
+    async def finish(self, graph: dict[str, Any]) -> Finished:
+        """Run a graph that has to succeed."""
+        done = await self.run(graph)
+        if done.kind != "execution_success":
+            raise RuntimeError(f"{done.kind}: {done.message}")
+        return done
+
+    async def pictures(self, outputs: dict[str, Any], node: str) -> list[np.ndarray]:
+        """The saved images of a node, uint8 [height, width, 3]."""
+        found = []
+        for one in outputs[node]["images"]:
+            query = "&".join(f"{key}={one[key]}" for key in ("filename", "subfolder", "type"))
+            found.append(np.asarray(Image.open(io.BytesIO(await self.get(f"/view?{query}"))).convert("RGB")))
+        return found
+
+    def memory(self) -> float:
+        """Resident MB of the server."""
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+
+
+class Finished:
+    """How a graph ended: `kind` is execution_success, _error or _interrupted, or "refused" before it ran."""
+
+    def __init__(self, kind: str, message: str, outputs: dict[str, Any], events: list[tuple[str, dict]]) -> None:
+        self.kind, self.message, self.outputs, self.events = kind, message, outputs, events
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Progress as it was told."""
+        return [(data["value"], data["max"]) for kind, data in self.events if kind == "progress"]
+
+
+class Report:
+    """Prints a line a check and counts what failed."""
+
+    failed = 0
+
+    def line(self, name: str, right: bool, detail: str = "") -> None:
+        self.failed += not right
+        print(f"{'ok  ' if right else 'FAIL'}  {name}{': ' + detail if detail else ''}", flush=True)
+
+
+class Reference:
+    """The same calls in Python."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from diffusers_focus import FocusPipeline
+
+        self.pipe = FocusPipeline.from_pretrained(folder).to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.image = Image.open(EXAMPLES / "input" / "focus_scene.png")
+
+    def generator(self, seed: int = 0) -> Any:
+        import torch
+
+        return torch.Generator("cpu").manual_seed(seed)
+
+    def saved(self, pictures: Any) -> list[np.ndarray]:
+        """Pictures [n, 3, height, width] in 0..1 as SaveImage writes them."""
+        return [np.clip(255.0 * one.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8) for one in pictures]
+
+    def edit(self, instruction: str, mask: np.ndarray, seed: int = 0) -> np.ndarray:
+        out = self.pipe.edit(self.image, instruction, mask_image=mask, generator=self.generator(seed), output_type="pt")
+        return self.saved(out.images)[0]
+
+
+def node(graph: dict[str, Any], kind: str, **inputs: Any) -> str:
+    """The id of the only node of a kind; `inputs` are changed in it."""
+    (number,) = [number for number, one in graph.items() if one["class_type"] == kind]
+    graph[number]["inputs"].update(inputs)
+    return number
+
+
+def example(name: str) -> dict[str, Any]:
+    """An example workflow as POST /prompt takes it."""
+    return json.loads((EXAMPLES / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def drawing() -> dict[str, Any]:
+    """Two pictures of a description. No example of its own: focus-tiny has not learnt to draw from descriptions."""
+    inputs = {"description": "a red circle and a blue star", "width": 0, "height": 0, "batch_size": 2}
+    inputs |= {"seed": 0, "steps": 0, "guidance": 0.0, "pipeline": ["1", 0]}
+    return {
+        "1": example("focus_ask")["1"],
+        "2": {"class_type": "FocusGenerate", "inputs": inputs},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "focus_new"}},
+    }
+
+
+def saves(graph: dict[str, Any], source: str) -> str:
+    """The SaveImage that saves what comes from a node of a kind."""
+    (number,) = [
+        number
+        for number, one in graph.items()
+        if one["class_type"] == "SaveImage" and graph[one["inputs"]["images"][0]]["class_type"] == source
+    ]
+    return number
+
+
+async def check_loading(comfy: Comfy, report: Report) -> None:
+    """The nodes are there, and nothing complained."""
+    info = await comfy.get("/object_info")
+    ours = sorted(name for name in info if name.startswith("Focus"))
+    from integrations.comfyui.schema import NODES
+
+    report.line("all nodes are listed", ours == sorted(NODES), ", ".join(ours))
+    lines = [
+        line for line in comfy.log.read_text().splitlines() if "focus" in line.lower() or "diffusers" in line.lower()
+    ]
+    bad = [line for line in lines if any(word in line.lower() for word in ("warn", "error", "fail", "deprecat"))]
+    report.line("the pack loads without warnings", not bad, " | ".join(bad))
+    offered = info["FocusLoad"]["input"]["required"]["folder"][1]["options"]
+    report.line("folders of FOCUS are offered", offered == ["focus-tiny"], str(offered))
+
+
+async def check_examples(comfy: Comfy, report: Report, reference: Reference, pictures: bool) -> None:
+    """Each example workflow gives what the call in Python gives."""
+    from diffusers_focus import Point
+    from diffusers_focus.processing.drawing import draw_masks
+
+    pipe, image, shown = reference.pipe, reference.image, {}
+
+    graph = example("focus_ask")
+    done = await comfy.finish(graph)
+    answer = "".join(done.outputs.get(node(graph, "PreviewAny"), {}).get("text", []))
+    wanted = pipe.understand(image, "how many objects are there?").text[0]
+    report.line("focus_ask", answer == wanted and answer != "", f"{answer!r} {done.message}")
+    shown["focus_ask"] = ([image], [f"how many objects are there? {answer}"])
+
+    graph = example("focus_segment_by_words")
+    done = await comfy.finish(graph)
+    found = pipe.segment(image, "the green diamond").masks[0]
+    (mask,) = await comfy.pictures(done.outputs, saves(graph, "MaskToImage"))
+    (overlay,) = await comfy.pictures(done.outputs, saves(graph, "FocusSegment"))
+    same = (mask == found.any(axis=0)[..., None] * 255).all() and (
+        overlay == np.asarray(draw_masks(image, found))
+    ).all()
+    report.line("focus_segment_by_words", bool(same and found.any()), f"{int(found.sum())} pixels")
+    shown["focus_segment_by_words"] = ([image, overlay, mask], ["input", "the green diamond", "mask"])
+
+    graph = example("focus_click_to_edit")
+    done = await comfy.finish(graph)
+    found = pipe.segment(image, region=Point(44, 30)).masks[0].any(axis=0)
+    (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+    wanted = reference.edit("make the green diamond blue", found)
+    report.line("focus_click_to_edit", (edited == wanted).all() and found.any(), difference(edited, wanted))
+    (overlay,) = await comfy.pictures(done.outputs, saves(graph, "FocusSegment"))
+    shown["focus_click_to_edit"] = ([image, overlay, edited], ["input", "click", "make the green diamond blue"])
+    count = pipe.config.default_num_inference_steps
+    steps = list(dict.fromkeys(value for value, total in done.steps if total == count))
+    report.line("every step is told", steps == list(range(count + 1)), str(steps))
+
+    graph = example("focus_edit_painted_mask")
+    done = await comfy.finish(graph)
+    painted = np.asarray(Image.open(EXAMPLES / "input" / "focus_scene_painted.png").getchannel("A")) < 128
+    (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+    wanted = reference.edit("remove the green diamond", painted)
+    report.line("focus_edit_painted_mask", (edited == wanted).all(), difference(edited, wanted))
+    over = Image.composite(Image.new("RGB", image.size, (255, 255, 255)), image, Image.fromarray(painted))
+    shown["focus_edit_painted_mask"] = ([over, edited], ["painted", "remove the green diamond"])
+
+    graph = drawing()
+    done = await comfy.finish(graph)
+    drawn = await comfy.pictures(done.outputs, saves(graph, "FocusGenerate"))
+    out = pipe.generate(
+        "a red circle and a blue star",
+        num_images_per_prompt=2,
+        generator=[reference.generator(0), reference.generator(1)],
+        output_type="pt",
+    )
+    wanted = reference.saved(out.images)
+    same = len(drawn) == 2 and all((one == other).all() for one, other in zip(drawn, wanted))
+    report.line("FOCUS Generate", same, difference(drawn[0], wanted[0]))
+    if pictures:
+        from diffusers_focus.processing.drawing import contact_sheet
+
+        for name, (images, captions) in shown.items():
+            contact_sheet(images, captions=captions, cell=256).save(EXAMPLES / f"{name}.jpg", quality=92)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> str:
+    """How far two pictures are apart."""
+    if one.shape != other.shape:
+        return f"{one.shape} and {other.shape}"
+    apart = np.abs(one.astype(int) - other.astype(int))
+    return f"largest difference {apart.max()} of 255 in {int((apart > 0).any(axis=-1).sum())} pixels"
+
+
+async def check_cancel(comfy: Comfy, report: Report) -> None:
+    """Cancel ends a run within one step, and the next run is whole."""
+    graph = example("focus_edit_painted_mask")
+    node(graph, "FocusEdit", steps=400, seed=11)
+    pressed: list[int] = []
+
+    async def press(kind: str, data: dict) -> None:
+        if kind == "progress" and data["max"] == 400 and data["value"] >= 5 and not pressed:
+            pressed.append(data["value"])
+            await comfy.post("/interrupt")
+
+    done = await comfy.run(graph, press)
+    last = done.steps[-1][0]
+    # The message that tells of a step, and the button's way back, take a moment in which a small model goes on.
+    report.line(
+        "cancel ends the run", done.kind == "execution_interrupted", f"pressed at step {pressed}, ended at {last}"
+    )
+    node(graph, "FocusEdit", steps=2, seed=12)
+    done = await comfy.run(graph)
+    report.line("the run after it is whole", done.kind == "execution_success", done.message)
+
+
+async def check_memory(comfy: Comfy, report: Report) -> None:
+    """Ten runs in a row leave nothing behind."""
+    graph, sizes = example("focus_click_to_edit"), []
+    for seed in range(100, 112):
+        node(graph, "FocusEdit", seed=seed, steps=2)
+        node(graph, "FocusSegment", threshold=0.5 + seed / 10000)
+        done = await comfy.run(graph)
+        if done.kind != "execution_success":
+            report.line("ten runs in a row", False, done.message)
+            return
+        sizes.append(comfy.memory())
+    grown = sizes[-1] - sizes[1]
+    report.line("ten runs in a row leave no memory behind", grown < 20, f"{sizes[1]:.0f} MB, then {sizes[-1]:.0f} MB")
+
+
+async def check_errors(comfy: Comfy, report: Report) -> None:
+    """What goes wrong is told of the node's input."""
+    cases: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
+        ("missing model", "focus_ask", lambda g: node(g, "FocusLoad", folder="no-such-model"), "no-such-model"),
+        ("empty question", "focus_ask", lambda g: node(g, "FocusAsk", question=" "), "Input question"),
+        ("point outside", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="500,2"), "Input points"),
+        ("no number", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="here"), "Input points"),
+        ("nothing asked", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points=""), "Input words"),
+        (
+            "wrong size",
+            "focus_generate",
+            lambda g: node(g, "FocusGenerate", width=72, height=72),
+            "Input width and height",
+        ),
+    ]
+
+    def scaled(graph: dict[str, Any], empty: bool) -> None:
+        value = 0.0 if empty else 1.0
+        side = 128 if empty else 96
+        graph["9"] = {"class_type": "SolidMask", "inputs": {"value": value, "width": side, "height": side}}
+        node(graph, "FocusEdit", mask=["9", 0])
+
+    cases += [
+        ("mask of another size", "focus_edit_painted_mask", lambda g: scaled(g, False), "Input mask: it is 96 wide"),
+        ("empty mask", "focus_edit_painted_mask", lambda g: scaled(g, True), "Input mask: it is empty"),
+    ]
+    for name, workflow, change, wanted in cases:
+        graph = example(workflow) if workflow else drawing()
+        change(graph)
+        done = await comfy.run(graph)
+        right = done.kind in ("refused", "execution_error") and wanted in done.message
+        report.line(name, right, f"{done.kind}, {done.message[:300]}")
+
+
+async def check_batch(comfy: Comfy, report: Report, reference: Reference) -> None:
+    """Three images at once, among stock nodes; and LoadImage's mask of an image without transparency, which is none."""
+    graph = example("focus_click_to_edit")
+    segment, edit = (
+        node(graph, "FocusSegment"),
+        node(graph, "FocusEdit", instruction="remove the green diamond", seed=3),
+    )
+    scene = node(graph, "LoadImage")
+    graph |= {
+        "20": {"class_type": "ImageBatch", "inputs": {"image1": [scene, 0], "image2": [scene, 0]}},
+        "21": {"class_type": "ImageBatch", "inputs": {"image1": ["20", 0], "image2": [scene, 0]}},
+        "22": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 128, "height": 128}},
+        "23": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": [segment, 0], "source": ["22", 0], "x": 0, "y": 0, "operation": "multiply"},
+        },
+    }
+    graph[segment]["inputs"]["image"] = graph[edit]["inputs"]["image"] = ["21", 0]
+    graph[edit]["inputs"]["mask"] = ["23", 0]
+    done = await comfy.run(graph)
+    if done.kind != "execution_success":
+        report.line("batch of three", False, done.message)
+    else:
+        from diffusers_focus import Point
+
+        edited = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+        found = reference.pipe.segment(reference.image, region=Point(44, 30)).masks[0].any(axis=0)
+        out = reference.pipe.edit(
+            [reference.image] * 3,
+            "remove the green diamond",
+            mask_image=[found] * 3,
+            generator=[reference.generator(seed) for seed in (3, 4, 5)],
+            output_type="pt",
+        )
+        wanted = reference.saved(out.images)
+        right = len(edited) == 3 and all((one == other).all() for one, other in zip(edited, wanted))
+        report.line("batch of three", right, difference(np.stack(edited), np.stack(wanted)))
+
+    graph = example("focus_edit_painted_mask")
+    node(graph, "LoadImage", image="focus_scene.png")
+    done = await comfy.finish(graph)
+    (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+    out = reference.pipe.edit(
+        reference.image, "remove the green diamond", generator=reference.generator(), output_type="pt"
+    )
+    wanted = reference.saved(out.images)[0]
+    report.line("no transparency, no mask", (edited == wanted).all(), difference(edited, wanted))
+
+
+def lay_out(base: Path) -> None:
+    """A folder for the server: the pack, the pipeline and the input images."""
+    for name in ("custom_nodes", "models/focus", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "focus").symlink_to(PACK)
+    (base / "models" / "focus" / "focus-tiny").symlink_to(ROOT / "pipelines" / "focus-tiny")
+    for file in (EXAMPLES / "input").iterdir():
+        (base / "input" / file.name).write_bytes(file.read_bytes())
+
+
+async def run_checks(args: argparse.Namespace) -> int:
+    """Everything, on one server."""
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder))
+        async with Comfy(args.comfyui, Path(folder), args.port, args.device == "cpu") as comfy:
+            await check_loading(comfy, report)
+            reference = Reference(ROOT / "pipelines" / "focus-tiny", args.device)
+            await check_examples(comfy, report, reference, args.pictures)
+            await check_batch(comfy, report, reference)
+            await check_errors(comfy, report)
+            await check_cancel(comfy, report)
+            await check_memory(comfy, report)
+            if args.log is not None:
+                args.log.write_text(comfy.log.read_text(), encoding="utf-8")
+    return report.failed
+
+
+def main() -> int:
+    """Run the checks and return how many failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, required=True, metavar="FOLDER", help="a checkout of ComfyUI")
+    parser.add_argument("--device", default="cpu", help="cpu or the accelerator ComfyUI will choose (default: cpu)")
+    parser.add_argument("--port", type=int, default=8189)
+    parser.add_argument("--pictures", action="store_true", help="renew the pictures of the example workflows")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep what the server wrote")
+    return asyncio.run(run_checks(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

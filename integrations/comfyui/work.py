@@ -1,0 +1,186 @@
+"""What the nodes do, from tensors to tensors, with a pipeline at hand. Needs no ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .tensors import (
+    InputError,
+    keep_own_values,
+    read_images,
+    read_masks,
+    read_names,
+    read_regions,
+    write_images,
+    write_masks,
+    write_pictures,
+)
+
+SEEDS = 2**64
+
+
+def ask(
+    pipe: Any,
+    image: torch.Tensor,
+    question: str,
+    points: str = "",
+    box: str = "",
+    scribble: str = "",
+    max_tokens: int = 128,
+    mask: torch.Tensor | None = None,
+) -> str:
+    """Answers, one line for each image."""
+    images, question = read_images(image), _words("question", question)
+    regions = read_regions(_size(image), len(images), points=points, box=box, scribble=scribble, mask=mask)
+    with _named_inputs({"prompt": "question"}):
+        answers = pipe.understand(images, question, regions, max_new_tokens=max_tokens).text
+    return "\n".join(" ".join(answer.split()) for answer in answers) if len(answers) > 1 else answers[0]
+
+
+def segment(
+    pipe: Any,
+    image: torch.Tensor,
+    words: str = "",
+    class_names: str = "",
+    points: str = "",
+    box: str = "",
+    scribble: str = "",
+    threshold: float = 0.0,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str, str, int]:
+    """Masks of each image, masks of each object, overlays, scores, descriptions and the number of objects."""
+    from diffusers_focus.processing.drawing import draw_masks
+
+    images, size = read_images(image), _size(image)
+    regions = read_regions(size, len(images), points=points, box=box, scribble=scribble, mask=mask)
+    names = read_names(class_names)
+    given = {"words": words.strip(), "class_names": names, "points, box, scribble or mask": regions}
+    asked = [name for name, value in given.items() if value]
+    if len(asked) != 1:
+        raise InputError(
+            "words",
+            "give exactly one of words, class_names, and a region (points, box, scribble, mask); got "
+            f"{' and '.join(asked) or 'none'}.",
+        )
+    options: dict[str, Any] = {"score_threshold": threshold, "fallback_threshold": threshold} if threshold else {}
+    with _named_inputs({"target": "words", "classes": "class_names"}):
+        found = pipe.segment(images, words.strip() or None, regions, classes=names or None, **options)
+    objects = [one for masks in found.masks for one in masks]
+    overlays = [draw_masks(one, masks) for one, masks in zip(images, found.masks)]
+    scores = [float(score) for of_image in found.scores for score in of_image]
+    labels = [label for of_image in found.labels for label in of_image]
+    text = [
+        f"{label}  {score:.2f}  {int(one.sum())} pixels"
+        for label, score, one in zip(labels, scores, objects, strict=True)
+    ]
+    return (
+        write_masks([masks.any(axis=0) for masks in found.masks], size),
+        write_masks(objects, size),
+        write_pictures(overlays),
+        "\n".join(f"{score:.4f}" for score in scores),
+        "\n".join(text) or "nothing found",
+        len(objects),
+    )
+
+
+def edit(
+    pipe: Any,
+    image: torch.Tensor,
+    instruction: str,
+    target: str = "",
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+    strength: float = 1.0,
+    grow: int = -1,
+    feather: int = -1,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edited images, and where their pixels were free to change."""
+    images, instruction = read_images(image), _words("instruction", instruction)
+    masks = read_masks(mask, _size(image), len(images))
+    if masks is not None and target.strip():
+        raise InputError("target", "the mask says already where to edit. Leave target empty, or disconnect the mask.")
+    rows = [index for index in range(len(images)) if masks is None or masks[index].any()]
+    if not rows:
+        raise InputError(
+            "mask", "it is empty: not a single pixel may change. Paint on the image, or disconnect the input."
+        )
+    options: dict[str, Any] = {
+        "strength": strength,
+        "mask_dilation": grow if grow >= 0 else None,
+        "mask_blur": feather if feather >= 0 else None,
+        "target": target.strip() or None,
+        "mask_image": None if masks is None else [masks[index] for index in rows],
+        "generator": _generators(seed, rows),
+    }
+    with _named_inputs({"prompt": "instruction", "mask_image": "mask"}):
+        out = pipe.edit(
+            [images[row] for row in rows], instruction, output_type="pt", **options, **_sampling(steps, guidance)
+        )
+    result = image[..., :3].expand(*image.shape[:3], 3).float().cpu().clone()
+    places = torch.zeros(len(images), *_size(image))
+    result[rows] = keep_own_values(write_images(out.images), result[rows])
+    places[rows] = write_masks(out.edit_masks, _size(image))
+    return result, places
+
+
+def generate(
+    pipe: Any,
+    description: str,
+    width: int = 0,
+    height: int = 0,
+    batch_size: int = 1,
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+) -> torch.Tensor:
+    """Pictures of a description."""
+    description = _words("description", description)
+    with _named_inputs({"prompt": "description", "This model renders": "width and height"}):
+        out = pipe.generate(
+            description,
+            width=width or None,
+            height=height or None,
+            num_images_per_prompt=batch_size,
+            generator=_generators(seed, range(batch_size)),
+            output_type="pt",
+            **_sampling(steps, guidance),
+        )
+    return write_images(out.images)
+
+
+def _size(image: torch.Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
+
+
+def _words(name: str, text: str) -> str:
+    if not text.strip():
+        raise InputError(name, "it is empty. Write at least one word.")
+    return text.strip()
+
+
+def _generators(seed: int, rows: Any) -> list[torch.Generator]:
+    """A generator for each image, so that an image of a batch is drawn as it would be alone with its seed."""
+    return [torch.Generator("cpu").manual_seed((seed + row) % SEEDS) for row in rows]
+
+
+def _sampling(steps: int, guidance: float) -> dict[str, Any]:
+    return {"num_inference_steps": steps or None, "guidance_scale": guidance or None}
+
+
+@contextmanager
+def _named_inputs(names: dict[str, str]) -> Iterator[None]:
+    """Errors of the pipeline that begin with one of these words, its arguments mostly, told of the node's inputs."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for argument, name in names.items():
+            if text.startswith(argument):
+                raise InputError(name, text if " " in argument else text.removeprefix(argument).strip()) from error
+        raise

@@ -1,0 +1,107 @@
+"""What the nodes do, against the same calls of the pipeline in Python."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_focus import Point
+
+from integrations.comfyui import work
+from integrations.comfyui.tensors import InputError, write_pictures
+from tests.tiny import disk_mask, picture, seeded, shared_pipeline
+
+PICTURES = [picture(0), picture(1), picture(2)]
+IMAGE = write_pictures(PICTURES)
+MASK = torch.from_numpy(disk_mask().astype(np.float32))[None]
+OPTIONS = {"steps": 2, "mask": MASK}
+
+
+def test_answers_have_a_line_for_each_image():
+    pipe = shared_pipeline()
+    answers = pipe.understand(PICTURES[:2], "what is this?", [[Point(20, 20)]] * 2, max_new_tokens=3).text
+    asked = work.ask(pipe, IMAGE[:2], " what is this? ", points="20,20", max_tokens=3)
+    assert asked == "\n".join(" ".join(answer.split()) for answer in answers)
+    assert (
+        work.ask(pipe, IMAGE[:1], "what is this?", max_tokens=3)
+        == pipe.understand(PICTURES[0], "what is this?", max_new_tokens=3).text[0]
+    )
+
+
+def test_objects_of_a_batch_come_image_by_image():
+    pipe = shared_pipeline()
+    found = pipe.segment(PICTURES[:2], classes=["disk", "square"], score_threshold=0.01, fallback_threshold=0.01)
+    mask, objects, overlay, scores, text, count = work.segment(
+        pipe, IMAGE[:2], class_names="disk, square", threshold=0.01
+    )
+    every = np.concatenate(found.masks)
+    assert count == len(every) > 0 and objects.shape == every.shape and (objects.numpy() == every).all()
+    assert (mask.numpy() == np.stack([masks.any(axis=0) for masks in found.masks])).all()
+    assert overlay.shape == (2, 64, 64, 3) and not torch.equal(overlay, IMAGE[:2])
+    assert [float(line) for line in scores.split("\n")] == pytest.approx(np.concatenate(found.scores), abs=1e-4)
+    assert len(text.split("\n")) == count
+
+
+def test_nothing_found_is_an_empty_mask_and_no_error():
+    mask, objects, overlay, scores, text, count = work.segment(shared_pipeline(), IMAGE[:1], words="it", threshold=0.99)
+    assert count == 0 and not mask.any() and not objects.any() and objects.shape == (1, 64, 64)
+    assert torch.equal(overlay, IMAGE[:1]) and scores == "" and text == "nothing found"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"words": "it", "points": "1,1"}, {"words": "it", "class_names": "disk"}, {"words": "it", "mask": MASK}],
+)
+def test_segment_wants_one_way_of_pointing(given):
+    with pytest.raises(InputError, match="exactly one of words, class_names, and a region"):
+        work.segment(shared_pipeline(), IMAGE[:1], **given)
+
+
+def test_edit_is_the_calls_picture_and_leaves_the_rest_to_the_last_bit():
+    pipe, image = shared_pipeline(), IMAGE[:1] + 0.0007  # floats that are no multiples of 1 / 255
+    edited, place = work.edit(pipe, image, "make it blue", seed=5, **OPTIONS)
+    call = pipe.edit(
+        PICTURES[0],
+        "make it blue",
+        mask_image=disk_mask(),
+        num_inference_steps=2,
+        generator=seeded(5),
+        output_type="pt",
+    )
+    assert (place[0].numpy() == call.edit_masks[0]).all() and place.any()
+    same = torch.isclose(edited[0].movedim(-1, 0), call.images[0], atol=1e-6)
+    own = torch.isclose(edited, image, atol=0)[0].movedim(-1, 0)
+    assert (same | own).all() and not own[:, disk_mask()].all()
+    far = torch.from_numpy(np.mgrid[:64, :64].sum(axis=0) > 90)
+    assert torch.equal(edited[0][far], image[0][far])
+
+
+def test_each_image_of_a_batch_is_edited_as_it_would_be_alone():
+    pipe = shared_pipeline()
+    masks = torch.cat([MASK, torch.zeros_like(MASK), MASK.flip(-1)])
+    edited, places = work.edit(pipe, IMAGE, "make it blue", seed=2**64 - 1, steps=2, mask=masks)
+    assert torch.equal(edited[1], IMAGE[1]) and not places[1].any()  # nothing to edit there
+    third, _ = work.edit(pipe, IMAGE[2:], "make it blue", seed=1, steps=2, mask=masks[2:])
+    assert torch.allclose(edited[2], third[0], atol=1e-4) and not torch.equal(edited[2], IMAGE[2])
+
+
+def test_edit_takes_its_place_from_target_or_mask():
+    wide = write_pictures([picture(0, 48, 96)])
+    with pytest.raises(InputError, match="^Input mask: it is empty"):
+        work.edit(shared_pipeline(), wide, "make it blue", mask=torch.zeros(1, 48, 96))
+    with pytest.raises(InputError, match="^Input target: "):
+        work.edit(shared_pipeline(), IMAGE[:1], "make it blue", target="the disk", mask=MASK)
+    with pytest.raises(InputError, match="^Input instruction: it is empty"):
+        work.edit(shared_pipeline(), IMAGE[:1], " ", mask=MASK)
+    with pytest.raises(InputError, match="^Input image: "):
+        work.edit(shared_pipeline(), IMAGE[0], "make it blue", mask=MASK)
+
+
+def test_generated_pictures_are_those_of_their_seeds():
+    pipe = shared_pipeline()
+    both = work.generate(pipe, "a disk", batch_size=2, seed=3, steps=2)
+    second = pipe.generate("a disk", generator=seeded(4), num_inference_steps=2, output_type="pt").images
+    assert both.shape == (2, 64, 64, 3) and torch.allclose(both[1], second[0].movedim(0, -1), atol=1e-4)
+    with pytest.raises(InputError, match="^Input width and height: This model renders 64 x 64"):
+        work.generate(pipe, "a disk", width=72, height=64)
