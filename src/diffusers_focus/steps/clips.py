@@ -21,8 +21,8 @@ from ..processing.prompts import CLASS, REFERRING
 from ..processing.regions import Mask, Region
 from .arguments import as_list, check_text, pointed_regions
 from .encode import Components, FocusImageEncoding, encode_image
-from .mask_requests import check_request, mask_request
-from .segment import INSTANCE, MAX_NAMES, TARGET_TASKS, MaskPrompt
+from .mask_requests import TARGET_TASKS, check_request, mask_request
+from .segment import INSTANCE, MAX_NAMES, MaskPrompt
 from .settings import Settings
 from .tracking import ClipTracker, Sight
 
@@ -87,8 +87,8 @@ def clip_request(
     tasks = (INSTANCE,) if classes is not None else TARGET_TASKS
     if task is not None and (task not in tasks or region is not None):
         raise ValueError(
-            f"There is no task {task!r} here: an expression in a clip is {' or '.join(TARGET_TASKS)}, classes are found by {INSTANCE}, "
-            "and regions name no task."
+            f"There is no task {task!r} here: an expression in a clip is {' or '.join(TARGET_TASKS)}, classes are found by "
+            f"{INSTANCE}, and regions name no task."
         )
     if target is not None:
         texts = [check_text(text, "target") for text in as_list(target, "target") or [target]]

@@ -126,6 +126,11 @@ class Linking:
     least_share: float = 0.4
 
 
+BY_FEATURES = Linking()
+BY_EMBEDDINGS = Linking(least_likeness=0.4, lost_likeness=0.6)
+"""The likeness of features under masks is 0.7 to 0.9 for different objects, that of trained embeddings mostly below 0.4."""
+
+
 class ClipTracker:
     """Follows objects from frame to frame, in either direction.
 
@@ -148,7 +153,7 @@ class ClipTracker:
         max_new_tokens: int = 48,
     ) -> None:
         self.components, self.settings, self.queries = components, settings, list(queries)
-        self.linking = linking or Linking()
+        self.linking = linking or (BY_EMBEDDINGS if settings.instances_trained else BY_FEATURES)
         self.max_new_tokens = max_new_tokens
         self.tracks: list[Track] = []
         self.counts = [0.0] * len(self.queries)  # objects a frame that each query meant, a running mean over its frames
