@@ -231,7 +231,7 @@ class ClipTracker:
         return not self.queries or track.missed <= PATIENCE
 
     def _follow(self, encoding: FocusImageEncoding, tracks: Sequence[Track]) -> list[Sight]:
-        """Each track's proposal among those of its own prompt; no two tracks take the same place."""
+        """Each track's proposal among those of its own prompt; no two tracks of a query take the same place."""
         reading = read_masks(
             self.components,
             encoding,
@@ -255,14 +255,12 @@ class ClipTracker:
             for proposal in worth.argsort(descending=True).tolist():
                 if fits[proposal]:
                     found.append((float(worth[proposal]), index, proposal))
-        taken: list[torch.Tensor] = []
         sights: dict[int, Sight] = {}
         for _, index, proposal in sorted(found, key=lambda item: -item[0]):
-            here = cells[index, proposal]
+            track, here = tracks[index], cells[index, proposal]
+            taken = [sight.logits > 0 for sight in sights.values() if sight.track.query == track.query]
             if index in sights or (taken and float(_iou(here[None], torch.stack(taken)).max()) >= limits.same):
                 continue
-            taken.append(here)
-            track = tracks[index]
             sights[index] = Sight(track, logits[index, proposal], float(scores[index, proposal]))
             self._see(encoding, track, logits[index, proposal], looks[index, proposal])
         return [sights[index] for index in sorted(sights)]
