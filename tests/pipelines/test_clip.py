@@ -149,7 +149,7 @@ def test_bad_calls_are_refused_before_anything_is_read(pipe, clip):
         ({"target": ["the star", " "]}, ValueError, "target is empty"),
         ({"classes": [["circle"]]}, TypeError, "one list of names"),
         ({"classes": "circle"}, TypeError, "list of names"),
-        ({"target": "the star", "task": "guess"}, ValueError, "task must be"),
+        ({"target": "the star", "task": "guess"}, ValueError, "no task 'guess' here"),
         ({"target": "the star", "output_type": "pil"}, ValueError, "np, maps, rle"),
         ({"target": "the star", "max_new_tokens": 0}, ValueError, "at least 1"),
     ):
@@ -166,6 +166,8 @@ def test_bad_calls_are_refused_before_anything_is_read(pipe, clip):
     ):
         with pytest.raises((TypeError, ValueError), match=says):
             pipe.segment_clip(frames, region=region)
+    with pytest.raises(ValueError, match="cannot do"):
+        pipe.stream_clip(iter(clip), region={1: Point(1, 1)})
 
 
 def test_focus_tiny_follows_objects_better_than_one_frame_says(root):

@@ -48,7 +48,7 @@ class FocusClipMixin(FocusPipelineMixin):
             TypeError, ValueError: an argument or a component does not fit; while reading: a frame is damaged or of another size.
         """
         clip, request = self._clip_request(frames, target, region, classes, task)
-        return self._stream(clip, request, check_count(max_new_tokens, "max_new_tokens"))
+        return self._stream(clip, self._follow(clip, request, max_new_tokens))
 
     def segment_clip(
         self,
@@ -80,7 +80,7 @@ class FocusClipMixin(FocusPipelineMixin):
         asked = [number for objects in request.regions.values() for number, _ in objects]
         if target is not None:
             asked = list(range(1, len(request.queries) + 1))
-        stream = self._stream(clip, request, check_count(max_new_tokens, "max_new_tokens"))
+        stream = self._stream(clip, self._follow(clip, request, max_new_tokens))
         output = collect_clip(stream, output_type, asked)
         return output if return_dict else output.to_tuple()
 
@@ -91,11 +91,12 @@ class FocusClipMixin(FocusPipelineMixin):
         clip = open_clip(frames)
         return clip, clip_request(target, region, classes=classes, task=task, length=clip.length)
 
+    def _follow(self, clip: Any, request: ClipRequest, max_new_tokens: int) -> Iterator[FocusClipFrame]:
+        longest = check_count(max_new_tokens, "max_new_tokens")
+        return follow_clip(self, self.config, clip, request, device=self._execution_device, max_new_tokens=longest)
+
     @torch.no_grad()
-    def _stream(self, clip: Any, request: ClipRequest, max_new_tokens: int) -> Iterator[FocusClipFrame]:
-        found = follow_clip(
-            self, self.config, clip, request, device=self._execution_device, max_new_tokens=max_new_tokens
-        )
+    def _stream(self, clip: Any, found: Iterator[FocusClipFrame]) -> Iterator[FocusClipFrame]:
         if clip.length is None:
             yield from self.progress_bar(found)
         else:
