@@ -93,7 +93,7 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
 
     runs, output = Path(runs), Path(output)
     components = vars(load_components(runs))
-    writes_images = (runs / "stages" / "3" / "recipe.json").exists()
+    writes_images = any((runs / "stages" / stage / "recipe.json").exists() for stage in ("3", "3-all"))
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],

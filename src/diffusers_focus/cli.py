@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | calibrate | data | ...`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | ...`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
