@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from ..processing.prompts import CLASS, INTERACTIVE
-from .encode import Components, FocusImageEncoding
+from .encode import Components, FocusImageEncoding, mask_pixels
 from .segment import FoundObjects, MaskPrompt, MaskReading, find_objects, read_masks, select_objects
 from .settings import Settings
 
@@ -293,7 +293,7 @@ class ClipTracker:
             return []
         self.heard[query] += 1
         self.counts[query] += (len(found.masks) - self.counts[query]) / self.heard[query]
-        size = encoding.mask_pixels.mask_features.shape[-2:]
+        size = mask_pixels(self.components, encoding).mask_features.shape[-2:]
         logits = self._drawn(found.masks, size, encoding)
         cells = logits > 0
         free = list(range(len(cells)))
@@ -423,7 +423,7 @@ class ClipTracker:
         if self.settings.instances_trained:
             return F.normalize(embeds.float(), dim=-1)
         parts = []
-        for level in encoding.vision.feature_maps:
+        for level in encoding.vision.feature_maps or ():  # without any there is no mask decoder's reading either
             weights = F.adaptive_avg_pool2d(cells[None].float(), level.shape[-2:])[0].flatten(1)
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
             pixels = level[0].float().flatten(1).T
