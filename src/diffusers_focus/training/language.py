@@ -36,7 +36,7 @@ from ..steps.visual_tokens import fed_positions
 from .attention import use_grouped_attention
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
-from .losses import mask_iou, mask_loss, selection_loss
+from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .sample_data import SampleBatches
 from .trainer import StageRecipe, mean_over_processes
@@ -51,6 +51,7 @@ WEIGHTS = {
     "select": 2.0,
     "edit": 3.0,
     "quality": 0.2,
+    "identity": 1.0,
 }
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
 
@@ -325,6 +326,9 @@ class LanguageObjective:
         quality = of_prompts(out.quality_logits)[source, proposals].float()
         terms.add("quality", F.binary_cross_entropy_with_logits(quality, iou, reduction="none"))
         self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, pairs, chosen, terms, figures)
+        if self.mixture.clips and batch.scenes is not None:
+            embeds = of_prompts(out.instance_embeds)[source, proposals]
+            self._identities(batch, embeds, pictures[source], torch.cat([o for _, o in pairs]), terms, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
 
     def _truth(self, prompt: MaskPrompt, batch: LanguageBatch) -> torch.Tensor:
@@ -368,6 +372,24 @@ class LanguageObjective:
         terms.add("edit", bce + dice, len(target))
         with torch.no_grad():
             figures.add("edit_iou", mask_iou(predicted, target).sum().item(), len(target))
+
+    def _identities(self, batch, embeds, pictures, objects, terms, figures) -> None:
+        """Objects of two frames of a clip: their embeddings are alike, those of its other objects are not."""
+        counts = torch.tensor([len(masks) for masks in batch.masks])
+        real = objects < counts[pictures]  # the background of an edit is no object
+        embeds, pictures, objects = embeds[real], pictures[real], objects[real]
+        clips = torch.tensor(batch.scenes.clips)[pictures]
+        values = identity_loss(embeds, objects, clips, pictures)
+        if not len(values):
+            terms.add("identity", embeds.sum().float() * 0, 0)  # keeps the graph
+            return
+        terms.add("identity", values)
+        with torch.no_grad():  # the share of proposals whose nearest one in the other frame is the same object
+            unit = F.normalize(embeds.float(), dim=-1)
+            others = (clips[:, None] == clips[None]) & (pictures[:, None] != pictures[None])
+            nearest = (unit @ unit.T).masked_fill(~others, -2).argmax(1)
+            linked = (objects[nearest] == objects)[others.any(1)]
+            figures.add("linked", linked.sum().item(), len(linked))
 
     @torch.no_grad()
     def _mask_figures(self, batch, scores, wanted, iou, source, proposals, figures) -> None:

@@ -174,8 +174,9 @@ class Mixture:
     number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
     pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
     for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
-    of pictures with an indirect expression whose answer explains itself before it names the object. The last three are off in the
-    published recipe.
+    of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs of
+    neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off in
+    the published recipe.
     """
 
     questions: int = 8
@@ -194,6 +195,7 @@ class Mixture:
     classes: int = 0
     strokes: float = 0.0
     explained: float = 0.0
+    clips: float = 0.0
 
     @property
     def masks(self) -> int:
@@ -237,7 +239,7 @@ def draw_batch(
 
     What is drawn about a picture depends on its number in the run alone, so that processes may share a step.
     """
-    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins)
+    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins, clips=mixture.clips)
     draft = _Draft(style, (size, size))
     draft.targets = [r.image for r in scenes.rendered]
     for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):
