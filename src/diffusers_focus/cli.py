@@ -157,8 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     _add_pipeline(ask)
 
-    segment = command("segment", _segment, "find what an expression or a region refers to")
-    segment.add_argument("image", metavar="IMAGE")
+    segment = command("segment", _segment, "find what an expression or a region refers to, in an image or a clip")
+    segment.add_argument("image", metavar="IMAGE", help="an image; or a clip: a video, a GIF, or a folder of frames")
     segment.add_argument("expression", metavar="EXPRESSION", nargs="?", help='such as "the red circle"')
     _add_region(segment)
     segment.add_argument("--classes", nargs="+", metavar="NAME", help="names to look for, in place of both")
@@ -167,9 +167,20 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("referring", "reasoning", "instance", "semantic", "panoptic"),
         help="of an expression referring or reasoning, of names a mask for each object, for each name, or without overlaps",
     )
-    segment.add_argument("-o", "--output", default="mask.png", metavar="FILE", help="mask (default: %(default)s)")
-    segment.add_argument("--overlay", metavar="FILE", help="also write the image with the masks drawn over it")
-    segment.add_argument("--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths")
+    segment.add_argument(
+        "-o", "--output", metavar="PATH", help="mask, or folder of a clip (default: mask.png, or masks)"
+    )
+    segment.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="also write the image with the masks drawn over it; of a clip a .gif (default: overlay.gif in the folder) or video",
+    )
+    segment.add_argument(
+        "--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths; of a clip a line a frame"
+    )
+    segment.add_argument(
+        "--frame", type=_seed, metavar="N", help="the frame of a clip that the region is on (default: 0)"
+    )
     _add_pipeline(segment)
 
     edit = command("edit", _edit, "change a part of an image and nothing else")
@@ -207,6 +218,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("exclude", "require", "allow"),
         default="exclude",
         help="the colour and shape pairs that training never sees (default: %(default)s)",
+    )
+    world.add_argument(
+        "--clips",
+        type=_positive,
+        nargs="?",
+        const=24,
+        metavar="FRAMES",
+        help="clips of so many frames in place of scenes, in the layout of DAVIS (default: 24 frames)",
     )
     world.add_argument("-o", "--output", default="world", metavar="DIR", help="folder (default: %(default)s)")
 
@@ -478,7 +497,12 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    target = _check_target(args.output)
+    if _is_clip(args.image):
+        _segment_clip(args)
+        return
+    if args.frame is not None:
+        raise ValueError(f"--frame belongs to a clip, but {args.image!r} is a single image")
+    target = _check_target(args.output or "mask.png")
     overlay = _check_target(args.overlay) if args.overlay else None
     content = _check_target(args.json, image=False) if args.json else None
     image, region = _read_image(args.image), _region(args)
@@ -503,6 +527,50 @@ def _segment(args: argparse.Namespace) -> None:
         ]
         _write_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
         print(content)
+
+
+def _is_clip(path: str) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    from .processing.video_files import CODECS
+
+    if Path(path).is_dir() or Path(path).suffix.lower() in CODECS:
+        return True
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except UnidentifiedImageError:
+        return False
+    except FileNotFoundError:
+        return False  # told where the image is read
+
+
+def _segment_clip(args: argparse.Namespace) -> None:
+    from . import FocusClipWriter
+    from .processing.clips import open_clip
+
+    region = _region(args)
+    if args.expression is None and region is None and args.classes is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
+    if args.frame is not None and region is None:
+        raise ValueError("--frame says which frame a region is on; give --point, --box, --scribble or --mask")
+    clip = open_clip(args.image)
+    folder = Path(args.output or "masks")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {str(folder)!r} is a file; a clip's masks go into a folder")
+    # The regions of a command line are about one object.
+    regions = None if region is None else {args.frame or 0: [region]}
+    stream = _load(args).stream_clip(clip, args.expression, regions, classes=args.classes, task=args.task)
+    overlay = Path(args.overlay).absolute() if args.overlay else "overlay.gif"
+    lines = Path(args.json).absolute() if args.json else None
+    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, lines=lines) as writer:
+        for frame in stream:
+            writer.write(frame)
+    if not writer.objects:
+        print("nothing found")
+    for number, one in sorted(writer.objects.items()):
+        print(f"{number}  {one['label']}  score {one['score']:.2f}  {one['frames']} frames")
+    print(folder)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -547,6 +615,13 @@ def _world(args: argparse.Namespace) -> None:
 
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.clips is not None:
+        from .data.clips import ClipSpec, sample_clip, write_clip
+
+        spec = ClipSpec(frames=args.clips, held_out=args.held_out)
+        for seed in range(args.seed, args.seed + args.count):
+            print(write_clip(folder, sample_clip(seed, spec), args.size))
+        return
     may_name = args.held_out != "exclude"
     for seed in range(args.seed, args.seed + args.count):
         scene = sample_scene(seed, held_out=args.held_out)

@@ -112,6 +112,7 @@ def read_masks(
     prompts: Sequence[MaskPrompt],
     *,
     max_new_tokens: int = MAX_NAMES,
+    region_tokens: torch.Tensor | None = None,
 ) -> MaskReading:
     """Run R prompts and the mask decoder. The names are written greedily; the masks come whether or not the model asks for them.
 
@@ -119,6 +120,7 @@ def read_masks(
         encoding: images, one a prompt group.
         prompts: what to look for; several may be about the same image.
         max_new_tokens: longest list of names.
+        region_tokens: [number of regions, H] in place of those of the prompts' regions here, such as from another frame of a clip.
     """
     context = FocusContext.of(components)
     vocabulary = context.vocabulary
@@ -126,8 +128,11 @@ def read_masks(
         suffix_row(context, context.style.suffix(prompt.task, text=prompt.text, num_regions=len(prompt.regions)))
         for prompt in prompts
     ]
-    regions = [(prompt.image, region) for prompt in prompts for region in prompt.regions]
-    region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
+    if region_tokens is None:
+        regions = [(prompt.image, region) for prompt in prompts for region in prompt.regions]
+        region_tokens = embed_regions(
+            components, encoding, [image for image, _ in regions], [mask for _, mask in regions]
+        )
     slots = components.mask_decoder.slot_embeddings()
     features = mask_pixels(components, encoding)
     wake(components, "language_model")
@@ -221,8 +226,9 @@ def select_objects(
     presence = float(probability(sure.presence, logits.max(), reading.something_logits[row]))
     if prompt.strokes is not None:
         best, meant = stroked_object(mask_logits, scores, prompt.strokes, placement)
-        mask_logits = mask_logits.index_copy(0, torch.tensor([best], device=meant.device), meant[None])
-        order, scores = torch.tensor([best], device=meant.device), scores[best : best + 1]
+        index = torch.tensor([best], device=meant.device)
+        mask_logits = mask_logits.index_copy(0, index, meant[None].to(mask_logits.dtype))
+        order, scores = index, scores[best : best + 1]
     else:
         scores, order = scores.sort(descending=True)
         keep = scores > (fallback_threshold if names else score_threshold)
