@@ -3,6 +3,7 @@
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
+           make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
@@ -24,7 +25,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("0-vae", "0-features", "0-encoders", "1a-pixel", "2", "1a-semantic", "1b", "3", "3-places", "3-all", "4")
+ORDER = tuple("0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-identities 4".split())
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -66,8 +67,16 @@ def adopt(pipeline: str | Path, runs: str | Path) -> None:
             shutil.copytree(source, target)
 
 
-def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipes" / "focus-tiny") -> Path:
-    """Write the pipeline folder in float16, and the logs beside the recipe; the old folder stays until the new is whole."""
+def publish(
+    runs: str | Path,
+    output: str | Path,
+    records: Path = ROOT / "recipes" / "focus-tiny",
+    init: str | Path | None = None,
+) -> Path:
+    """Write the pipeline folder in float16, and the logs beside the recipe; the old folder stays until the new is whole.
+
+    `init` is the pipeline whose components the training folder began with: what they were trained for, they still are.
+    """
     import torch
 
     from diffusers_focus import FocusPipeline
@@ -77,12 +86,18 @@ def publish(runs: str | Path, output: str | Path, records: Path = ROOT / "recipe
 
     runs, output = Path(runs), Path(output)
     components = vars(load_components(runs))
-    writes_images = any((runs / "stages" / stage / "recipe.json").exists() for stage in ("3", "3-all"))
+    before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
+    masks_moved = any((runs / "stages" / stage / "recipe.json").exists() for stage in ("3", "3-all"))
+    writes_images = masks_moved or bool(before.get("images_trained"))
+    # Stages that train the masks move the states that instance embeddings are read off: 3-identities comes after them.
+    linked = (runs / "stages" / "3-identities" / "recipe.json").exists()
+    linked = linked or (not masks_moved and bool(before.get("instances_trained")))
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
         classes_trained=False,
         edit_masks_trained=writes_images,
+        instances_trained=linked,
         images_trained=writes_images,
         default_num_inference_steps=12,
         default_guidance_scale=1.5,
@@ -134,7 +149,7 @@ def main() -> None:
         adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads, trained=bool(options.init))
-    published = publish(options.runs, options.output)
+    published = publish(options.runs, options.output, init=options.init)
     print(published)
     calibrate(published)
 

@@ -66,6 +66,41 @@ def test_segment_by_words_and_by_click(scene, tmp_path, capsys):
         assert pixels(target).shape == (128, 128) and set(np.unique(pixels(target))) <= {0, 255}
 
 
+def test_segment_a_clip_from_a_region_on_one_of_its_frames(tmp_path, capsys):
+    assert status("world", "--clips", 3, "--seed", 1_000_001, "-o", tmp_path / "world") == 0
+    frames = tmp_path / "world" / "JPEGImages" / "480p" / "1000001"
+    assert capsys.readouterr().out.split() == [str(frames)]
+    item = json.loads((tmp_path / "world" / "1000001.json").read_text())["scene"]["objects"][-1]
+    click = f"{item['cx'] * 128:.0f},{item['cy'] * 128:.0f}"
+    argv = [
+        "segment",
+        frames,
+        "--point",
+        click,
+        "--frame",
+        0,
+        "-o",
+        tmp_path / "out",
+        "--overlay",
+        tmp_path / "out" / "seen.gif",
+    ]
+    argv += ["--json", tmp_path / "out" / "masks.jsonl"]
+    assert status(*argv, "--pipeline", PIPELINE) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"00000.png", "00001.png", "00002.png", "objects.json", "masks.jsonl", "seen.gif"}
+    wanted = pixels(tmp_path / "world" / "Annotations" / "480p" / "1000001" / "00002.png")
+    assert set(np.unique(pixels(tmp_path / "out" / "00002.png"))) <= {0, 1} and wanted.shape == (128, 128)
+    with Image.open(tmp_path / "out" / "seen.gif") as overlay:
+        assert overlay.n_frames == 3
+    # The animated picture that was written is a clip too.
+    assert (
+        status("segment", tmp_path / "out" / "seen.gif", "the star", "-o", tmp_path / "again", "--pipeline", PIPELINE)
+        == 0
+    )
+    assert (tmp_path / "again" / "00002.png").is_file()
+
+
 @pytest.fixture(scope="module")
 def loaded():
     """The pipeline, read once for the tests that use it often."""

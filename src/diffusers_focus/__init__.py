@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .modular.modular_blocks import FocusGenerateBlocks as FocusGenerateBlocks
     from .modular.modular_blocks import FocusSegmentBlocks as FocusSegmentBlocks
     from .modular.modular_pipeline import FocusModularPipeline as FocusModularPipeline
+    from .pipelines.clip_outputs import FocusClipOutput as FocusClipOutput
+    from .pipelines.clip_outputs import FocusClipWriter as FocusClipWriter
     from .pipelines.focus import FocusPipeline as FocusPipeline
     from .pipelines.outputs import FocusEditOutput as FocusEditOutput
     from .pipelines.outputs import FocusSegmentOutput as FocusSegmentOutput
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .processing.regions import Point as Point
     from .processing.regions import Scribble as Scribble
     from .processing.regions import Strokes as Strokes
+    from .steps.clips import FocusClipFrame as FocusClipFrame
     from .steps.encode import FocusImageEncoding as FocusImageEncoding
 
     __version__: str
@@ -61,6 +64,9 @@ _HOMES: dict[str, str] = {
     "Box": "processing.regions",
     "FocusAskBlocks": "modular.modular_blocks",
     "FocusBlocks": "modular.modular_blocks",
+    "FocusClipFrame": "steps.clips",
+    "FocusClipOutput": "pipelines.clip_outputs",
+    "FocusClipWriter": "pipelines.clip_outputs",
     "FocusConditionStep": "modular.before_denoise",
     "FocusDecodeStep": "modular.decoders",
     "FocusDenoiseStep": "modular.denoise",

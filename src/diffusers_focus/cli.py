@@ -230,7 +230,12 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    target = _check_target(args.output)
+    if _is_clip(args.image):
+        _segment_clip(args)
+        return
+    if args.frame is not None:
+        raise ValueError(f"--frame belongs to a clip, but {args.image!r} is a single image")
+    target = _check_target(args.output or "mask.png")
     overlay = _check_target(args.overlay) if args.overlay else None
     content = _check_target(args.json, image=False) if args.json else None
     image, region = _read_image(args.image), _region(args)
@@ -255,6 +260,50 @@ def _segment(args: argparse.Namespace) -> None:
         ]
         _write_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
         print(content)
+
+
+def _is_clip(path: str) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    from .processing.video_files import CODECS
+
+    if Path(path).is_dir() or Path(path).suffix.lower() in CODECS:
+        return True
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except UnidentifiedImageError:
+        return False
+    except FileNotFoundError:
+        return False  # told where the image is read
+
+
+def _segment_clip(args: argparse.Namespace) -> None:
+    from . import FocusClipWriter
+    from .processing.clips import open_clip
+
+    region = _region(args)
+    if args.expression is None and region is None and args.classes is None:
+        raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
+    if args.frame is not None and region is None:
+        raise ValueError("--frame says which frame a region is on; give --point, --box, --scribble or --mask")
+    clip = open_clip(args.image)
+    folder = Path(args.output or "masks")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {str(folder)!r} is a file; a clip's masks go into a folder")
+    # The regions of a command line are about one object.
+    regions = None if region is None else {args.frame or 0: [region]}
+    stream = _load(args).stream_clip(clip, args.expression, regions, classes=args.classes, task=args.task)
+    overlay = Path(args.overlay).absolute() if args.overlay else "overlay.gif"
+    lines = Path(args.json).absolute() if args.json else None
+    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, lines=lines) as writer:
+        for frame in stream:
+            writer.write(frame)
+    if not writer.objects:
+        print("nothing found")
+    for number, one in sorted(writer.objects.items()):
+        print(f"{number}  {one['label']}  score {one['score']:.2f}  {one['frames']} frames")
+    print(folder)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -299,6 +348,13 @@ def _world(args: argparse.Namespace) -> None:
 
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
+    if args.clips is not None:
+        from .data.clips import ClipSpec, sample_clip, write_clip
+
+        spec = ClipSpec(frames=args.clips, held_out=args.held_out)
+        for seed in range(args.seed, args.seed + args.count):
+            print(write_clip(folder, sample_clip(seed, spec), args.size))
+        return
     may_name = args.held_out != "exclude"
     for seed in range(args.seed, args.seed + args.count):
         scene = sample_scene(seed, held_out=args.held_out)

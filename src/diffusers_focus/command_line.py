@@ -139,8 +139,8 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     ask.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     _add_pipeline(ask)
 
-    segment = command("segment", "find what an expression or a region refers to")
-    segment.add_argument("image", metavar="IMAGE")
+    segment = command("segment", "find what an expression or a region refers to, in an image or a clip")
+    segment.add_argument("image", metavar="IMAGE", help="an image; or a clip: a video, a GIF, or a folder of frames")
     segment.add_argument("expression", metavar="EXPRESSION", nargs="?", help='such as "the red circle"')
     _add_region(segment)
     segment.add_argument("--classes", nargs="+", metavar="NAME", help="names to look for, in place of both")
@@ -149,9 +149,20 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
         choices=("referring", "reasoning", "instance", "semantic", "panoptic"),
         help="of an expression referring or reasoning, of names a mask for each object, for each name, or without overlaps",
     )
-    segment.add_argument("-o", "--output", default="mask.png", metavar="FILE", help="mask (default: %(default)s)")
-    segment.add_argument("--overlay", metavar="FILE", help="also write the image with the masks drawn over it")
-    segment.add_argument("--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths")
+    segment.add_argument(
+        "-o", "--output", metavar="PATH", help="mask, or folder of a clip (default: mask.png, or masks)"
+    )
+    segment.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="also write the image with the masks drawn over it; of a clip a .gif (default: overlay.gif in the folder) or video",
+    )
+    segment.add_argument(
+        "--json", metavar="FILE", help="also write labels, scores, boxes and COCO run lengths; of a clip a line a frame"
+    )
+    segment.add_argument(
+        "--frame", type=_seed, metavar="N", help="the frame of a clip that the region is on (default: 0)"
+    )
     _add_pipeline(segment)
 
     edit = command("edit", "change a part of an image and nothing else")
@@ -189,6 +200,14 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
         choices=("exclude", "require", "allow"),
         default="exclude",
         help="the colour and shape pairs that training never sees (default: %(default)s)",
+    )
+    world.add_argument(
+        "--clips",
+        type=_positive,
+        nargs="?",
+        const=24,
+        metavar="FRAMES",
+        help="clips of so many frames in place of scenes, in the layout of DAVIS (default: 24 frames)",
     )
     world.add_argument("-o", "--output", default="world", metavar="DIR", help="folder (default: %(default)s)")
 

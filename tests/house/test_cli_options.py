@@ -27,7 +27,8 @@ FROZEN = {
         *["--max-new-tokens", "--seed", "--temperature", "--top-k", "--top-p"],
     ],
     "segment": [
-        *["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--classes", "--task", "--output", "-o", "--json", "--overlay"]
+        *["IMAGE", "EXPRESSION", *REGION, *PIPELINE, "--classes", "--task", "--output", "-o", "--json", "--overlay"],
+        *["--frame"],
     ],
     "edit": [
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
@@ -35,7 +36,7 @@ FROZEN = {
     ],
     "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
-    "world": ["--count", "--held-out", "--output", "--seed", "--size", "-o"],
+    "world": ["--clips", "--count", "--held-out", "--output", "--seed", "--size", "-o"],
     "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],

@@ -69,3 +69,23 @@ def test_pixel_values_span_minus_one_to_one_channels_first():
     values = to_pixel_values([image])
     assert values.shape == (1, 3, 2, 2) and values.dtype == torch.float32
     assert values[0, :, 0, 1].tolist() == [1, -1, 1] and values[0, :, 0, 0].tolist() == [-1, -1, -1]
+
+
+def test_a_share_of_the_pairs_are_frames_of_one_clip():
+    batches = [scene_batch(1, step, 5, 32, clips=0.5, twins=0.3) for step in range(12)]
+    pairs = [(batch, i) for batch in batches for i in (0, 2) if batch.clips[i] == batch.clips[i + 1]]
+    assert 6 < len(pairs) < 18 and all(batch.clips[4] == 4 for batch in batches)  # the fifth picture has no neighbour
+    for batch, i in pairs:
+        first, second = batch.scenes[i : i + 2]
+        assert [item.name for item in first.objects] == [item.name for item in second.objects]
+        assert [(a.cx, a.cy) != (b.cx, b.cy) for a, b in zip(first.objects, second.objects)] == [True] * len(
+            first.objects
+        )
+        assert batch.rendered[i + 1].masks.any(axis=(1, 2)).all() and not first.has_held_out_pair
+    plain = scene_batch(1, 0, 5, 32, twins=0.3)
+    assert plain.clips == [0, 1, 2, 3, 4]
+    again = scene_batch(1, 0, 5, 32, clips=0.5, twins=0.3)
+    assert again.scenes == batches[0].scenes and again.clips == batches[0].clips
+    # Pictures that are no frames are those that a run without clips draws.
+    alone = [i for i in range(5) if batches[0].clips.count(batches[0].clips[i]) == 1]
+    assert [batches[0].scenes[i] for i in alone] == [plain.scenes[i] for i in alone]

@@ -90,7 +90,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_step_changes_what_its_stage_trains_and_nothing_else(name, tmp_path):
     recipe = get_stage(name)
-    recipe = replace(recipe, batch_size=1, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
+    pictures = 2 if recipe.options.get("mixture", {}).get("clips") else 1  # a clip has two frames
+    recipe = replace(recipe, batch_size=pictures, steps=2, warmup_steps=1, options={**recipe.options, "size": SIZE})
     everything = parts()
     given = SimpleNamespace(**{need: getattr(everything, need) for need in NEEDS[recipe.objective]})
     trainer = Trainer(recipe, build_objective(recipe, given, tmp_path), tmp_path, cpu=True)
@@ -357,3 +358,21 @@ def test_lists_of_names_strokes_and_explanations_are_learned():
     assert torch.isfinite(loss) and {"names", "select", "dice"} <= set(figures)
     head = own.components.mask_decoder.condition_head.condition_projection.weight
     assert head.grad is not None and head.grad.abs().sum() > 0
+
+
+def test_instance_embeddings_learn_from_pairs_of_frames():
+    mixture = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.0, "clips": 1.0}
+    here = objective(mixture)
+    for name, module in here.modules().items():
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(name == "mask_decoder" and key.startswith("instance_head"))
+    head = [p for p in here.components.mask_decoder.instance_head.parameters()]
+    optimizer, batch, losses = torch.optim.AdamW(head, 1e-2), here.batch(0), []
+    assert batch.scenes.clips == [0, 0] and len(batch.masks[0]) == len(batch.masks[1])
+    for _ in range(6):
+        total, figures = here.loss(batch, 0)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(figures["identity"])
+    assert losses[-1] < 0.7 * losses[0] and 0 <= figures["linked"] <= 1

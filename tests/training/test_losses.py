@@ -14,6 +14,7 @@ from diffusers_focus.training.losses import (
     cosine_loss,
     dice_loss,
     hinge_loss,
+    identity_loss,
     mask_iou,
     mask_loss,
     selection_loss,
@@ -96,3 +97,28 @@ def test_hinge_by_hand():
 
 def test_discriminator_judges_patches():
     assert PatchDiscriminator(width=8, layers=2)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 6, 6)
+
+
+def test_identity_loss_by_hand():
+    """Two frames of a clip with two objects; in another clip an object that must not count."""
+    embeds = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0], [1.0, 0.0]], requires_grad=True)
+    objects, clips, frames = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])
+    # Each of the four finds itself at cosine 1 against one other at cosine 0.
+    wanted = math.log(1 + math.exp(-1 / 0.5))
+    assert identity_loss(embeds, objects, clips, frames, 0.5).tolist() == pytest.approx([wanted] * 4)
+    swapped = identity_loss(embeds, torch.tensor([0, 1, 1, 0, 0]), clips, frames, 0.5)
+    assert swapped.tolist() == pytest.approx([wanted + 1 / 0.5] * 4)
+    # Several proposals of one object: any of them will do.
+    twice = torch.cat([embeds, embeds[2:3]])
+    more = identity_loss(
+        twice, torch.tensor([0, 1, 0, 1, 0, 0]), torch.tensor([0, 0, 0, 0, 1, 0]), torch.tensor([0, 0, 1, 1, 2, 1]), 0.5
+    )
+    of_the_first = -math.log(2 * math.exp(2) / (2 * math.exp(2) + 1))
+    of_the_second = -math.log(math.exp(2) / (math.exp(2) + 2))
+    others = math.log(1 + math.exp(-2))
+    assert more.tolist() == pytest.approx([of_the_first, of_the_second, others, others, others])
+
+
+def test_identity_loss_is_about_other_frames_alone():
+    frames = torch.zeros(3, dtype=torch.long)
+    assert len(identity_loss(torch.randn(3, 4), torch.tensor([0, 1, 0]), frames, frames)) == 0

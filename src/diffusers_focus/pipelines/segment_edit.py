@@ -24,12 +24,13 @@ from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
+from ._clip import FocusClipMixin
 from ._edit import FocusEditMixin
 from ._hub import register_pipeline
 from ._lora import FocusLoraMixin
 
 
-class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin):
+class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin, FocusEditMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = "->".join(
@@ -82,6 +83,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
         masks_trained: bool = True,
         classes_trained: bool = True,
         edit_masks_trained: bool = True,
+        instances_trained: bool = False,
         edit_regions_trained: bool = False,
         edit_without_mask: bool = False,
         images_trained: bool = True,
@@ -125,6 +127,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditMixin
             masks_trained=masks_trained,
             classes_trained=classes_trained,
             edit_masks_trained=edit_masks_trained,
+            instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
             edit_without_mask=edit_without_mask,
             images_trained=images_trained,
@@ -166,6 +169,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
             an edit is a mask, box or rough mask from outside, or the whole image.
         classes_trained: whether the language model knows lists of names. Without, `segment(classes=...)` asks each name by itself.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
+        instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
+            without, features under the masks link the frames of a clip.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
         images_trained: whether the language model was trained to write images; without it, edits and generations come with a

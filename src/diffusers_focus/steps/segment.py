@@ -112,6 +112,7 @@ def read_masks(
     prompts: Sequence[MaskPrompt],
     *,
     max_new_tokens: int = MAX_NAMES,
+    region_tokens: torch.Tensor | None = None,
 ) -> MaskReading:
     """Run R prompts and the mask decoder. The names are written greedily; the masks come whether or not the model asks for them.
 
@@ -119,6 +120,7 @@ def read_masks(
         encoding: images, one a prompt group.
         prompts: what to look for; several may be about the same image.
         max_new_tokens: longest list of names.
+        region_tokens: [number of regions, H] in place of those of the prompts' regions here, such as from another frame of a clip.
     """
     context = FocusContext.of(components)
     vocabulary = context.vocabulary
@@ -126,8 +128,11 @@ def read_masks(
         suffix_row(context, context.style.suffix(prompt.task, text=prompt.text, num_regions=len(prompt.regions)))
         for prompt in prompts
     ]
-    regions = [(prompt.image, region) for prompt in prompts for region in prompt.regions]
-    region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
+    if region_tokens is None:
+        regions = [(prompt.image, region) for prompt in prompts for region in prompt.regions]
+        region_tokens = embed_regions(
+            components, encoding, [image for image, _ in regions], [mask for _, mask in regions]
+        )
     slots = components.mask_decoder.slot_embeddings()
     features = mask_pixels(components, encoding)
     wake(components, "language_model")

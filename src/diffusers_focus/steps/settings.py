@@ -23,6 +23,7 @@ class Settings(Protocol):
     masks_trained: bool
     classes_trained: bool
     edit_masks_trained: bool
+    instances_trained: bool
     edit_regions_trained: bool
     edit_without_mask: bool
     images_trained: bool
@@ -70,6 +71,10 @@ SETTINGS: dict[str, Setting] = {
         True, "Whether the language model knows lists of names; without, each name is asked by itself."
     ),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
+    "instances_trained": Setting(
+        False,
+        "Whether instance embeddings tell objects apart; without, features under the masks link the frames of a clip.",
+    ),
     "edit_regions_trained": Setting(False, "Whether the language model knows edit prompts with regions in them."),
     "edit_without_mask": Setting(False, "Whether an instruction that finds nothing edits the whole image."),
     "images_trained": Setting(True, "Whether the language model was trained to write images."),

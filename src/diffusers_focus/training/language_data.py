@@ -135,13 +135,15 @@ class LanguageBatch:
     inputs: FocusImageInputs | tuple[FocusImageInputs, ...] | None = None
     counts: tuple[int, ...] = ()
 
-    def to(self, device: torch.device) -> LanguageBatch:
-        """The same batch with its pictures, masks and regions on a device; what codes are made of stays where it is."""
-        if device.type == "cpu":
+    def to(self, device: torch.device, dtype: torch.dtype) -> LanguageBatch:
+        """The same batch with its pictures and regions on a device and in a floating point type, its masks on the device; what
+        codes are made of stays where it is.
+        """
+        if device.type == "cpu" and dtype == torch.float32:
             return self
 
         def inputs(one: FocusImageInputs) -> FocusImageInputs:
-            return one.to(device=device)
+            return one.to(device=device, dtype=dtype)
 
         moved = [
             replace(p, **{n: getattr(p, n).to(device) for n in ("change", "ignored") if getattr(p, n) is not None})
@@ -150,12 +152,12 @@ class LanguageBatch:
         own = self.inputs
         return replace(
             self,
-            pixel_values=self.pixel_values.to(device),
+            pixel_values=self.pixel_values.to(device, dtype),
             masks=[mask.to(device) for mask in self.masks],
-            regions=self.regions.to(device),
+            regions=self.regions.to(device, dtype),
             region_images=self.region_images.to(device),
             masked=moved,
-            target_pixels=self.target_pixels.to(device),
+            target_pixels=self.target_pixels.to(device, dtype),
             inputs=tuple(map(inputs, own)) if isinstance(own, tuple) else None if own is None else inputs(own),
         )
 
@@ -172,8 +174,9 @@ class Mixture:
     number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
     pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
     for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
-    of pictures with an indirect expression whose answer explains itself before it names the object. The last three are off in the
-    published recipe.
+    of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs of
+    neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off in
+    the published recipe.
     """
 
     questions: int = 8
@@ -192,6 +195,7 @@ class Mixture:
     classes: int = 0
     strokes: float = 0.0
     explained: float = 0.0
+    clips: float = 0.0
 
     @property
     def masks(self) -> int:
@@ -235,7 +239,7 @@ def draw_batch(
 
     What is drawn about a picture depends on its number in the run alone, so that processes may share a step.
     """
-    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins)
+    scenes = scene_batch(seed, step, batch_size, size, twins=mixture.twins, clips=mixture.clips)
     draft = _Draft(style, (size, size))
     draft.targets = [r.image for r in scenes.rendered]
     for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):

@@ -50,6 +50,33 @@ def selection_loss(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Ten
     return (losses * valid).sum() / valid.sum().clamp(min=1)
 
 
+def identity_loss(
+    embeds: torch.Tensor, objects: torch.Tensor, clips: torch.Tensor, frames: torch.Tensor, temperature: float = 0.1
+) -> torch.Tensor:
+    """Contrast of instance embeddings between the frames of a clip: cross-entropy of "which of the other frames' proposals
+    is the same object", by cosine similarity over `temperature`.
+
+    The relatives' form (IDOL, arXiv 2207.10661: one positive against the other proposals of the other frame) with its sum over
+    positives taken inside the logarithm, since several prompts find the same object.
+
+    Args:
+        embeds: [M, D], of proposals that were matched with an object.
+        objects, clips, frames: int64 [M], which object of which clip in which picture.
+
+    Returns:
+        float32 [n], of the proposals whose object is in another frame of their clip.
+    """
+    same_clip = clips[:, None] == clips[None]
+    others = same_clip & (frames[:, None] != frames[None])
+    positives = others & (objects[:, None] == objects[None])
+    rows = positives.any(1)
+    unit = F.normalize(embeds.float(), dim=-1)
+    logits = unit @ unit.T / temperature
+    lowest = torch.finfo(logits.dtype).min
+    everything = logits.masked_fill(~others, lowest).logsumexp(1)
+    return (everything - logits.masked_fill(~positives, lowest).logsumexp(1))[rows]
+
+
 def mask_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """IoU of thresholded masks: [M, h, w] logits (> 0) and targets (> 0.5) -> float32 [M]."""
     predicted, true = logits.flatten(1) > 0, targets.flatten(1) > 0.5

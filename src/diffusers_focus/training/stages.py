@@ -45,6 +45,8 @@ EVERYTHING = {
     "generations": 0.05,
     "twins": 0.25,
 }
+# Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
+FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
 
 def _reading(rate: float) -> tuple[ParameterGroup, ...]:
@@ -169,6 +171,17 @@ STAGES: dict[str, StageRecipe] = {
             warmup_steps=30,
             seed=19,
             options={"mixture": {**EVERYTHING, "question_kinds": LESSONS + 2 * ("relation",)}, "masks_every": 3},
+        ),
+        StageRecipe(
+            name="3-identities",
+            objective="language",
+            groups=(ParameterGroup("mask_decoder", 2e-3, include=("instance_head",)),),
+            steps=200,
+            batch_size=8,
+            warmup_steps=20,
+            decay_fraction=0.4,
+            seed=31,
+            options={"mixture": FRAMES},
         ),
         StageRecipe(
             name="4",

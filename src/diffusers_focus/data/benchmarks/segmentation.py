@@ -126,7 +126,8 @@ def davis_records(root: Path, split: str = "val", resolution: str = "480p") -> I
 
 
 def _davis(root: Path, name: str, resolution: str) -> dict[str, Any]:
-    frames = sorted((root / "JPEGImages" / resolution / name).glob("*.jpg"))
+    folder = root / "JPEGImages" / resolution / name
+    frames = sorted([*folder.glob("*.jpg"), *folder.glob("*.png")])  # DAVIS has JPEGs, clips of the world PNGs
     maps = {path.stem: path for path in sorted((root / "Annotations" / resolution / name).glob("*.png"))}
     if not frames or frames[0].stem not in maps:
         raise FileNotFoundError(f"the clip {name!r} has no frames, or no annotation of its first one, in {str(root)!r}")
