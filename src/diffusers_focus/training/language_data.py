@@ -167,16 +167,16 @@ class Mixture:
     """How many prompts of each sort a picture gets.
 
     `edits` and `generations` may be fractions: 2.5 edits are two or three. `dropout` is the share of image prompts
-    swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts
-    whose names are those of a random object: the mask slots come after the names, and with true names alone they learn to read
-    the answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than
-    they should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is
-    the number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the
-    share of pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of
-    shapes to look for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among
-    them, `explained` that of pictures with an indirect expression whose answer explains itself before it names the object.
-    `clips` is the share of pairs of neighbouring pictures that are two frames of one clip, from which instance embeddings are
-    learned. The last four are off in the published recipe.
+    swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
+    names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
+    answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than they
+    should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is the
+    number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
+    pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
+    for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
+    of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
+    of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off
+    in the published recipe.
     """
 
     questions: int = 8
