@@ -326,7 +326,7 @@ class LanguageObjective:
         quality = of_prompts(out.quality_logits)[source, proposals].float()
         terms.add("quality", F.binary_cross_entropy_with_logits(quality, iou, reduction="none"))
         self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, pairs, chosen, terms, figures)
-        if self.mixture.clips and batch.scenes is not None:
+        if self.mixture.clips and batch.scenes.clips:
             embeds = of_prompts(out.instance_embeds)[source, proposals]
             self._identities(batch, embeds, pictures[source], torch.cat([o for _, o in pairs]), terms, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
