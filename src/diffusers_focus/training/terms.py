@@ -33,7 +33,7 @@ class Terms:
         return {name: float(value.detach()) / max(1, self._counts[name]) for name, value in self._sums.items()}
 
     def total(self, weights: Mapping[str, float]) -> torch.Tensor:
-        """The sum weighted by `weights`, which has every name; its mean over the processes is that of one process with all batches."""
+        """The sum weighted by `weights`, which has every name. Its mean over processes is that of one with all batches."""
         counts = torch.tensor([float(self._counts.get(name, 0)) for name in weights], device=self._device)
         counts = dict(zip(weights, mean_over_processes(counts).clamp(min=1e-6)))
         terms = [weights[name] * value / counts[name] for name, value in self._sums.items()]
