@@ -145,7 +145,7 @@ class _Video(ClipFrames):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            import av
+            import av  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"Reading the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "

@@ -98,7 +98,7 @@ class _Video(PictureFile):
     def __init__(self, path: Path, rate: float) -> None:
         super().__init__(path, rate)
         try:
-            import av
+            import av  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"Writing the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "
