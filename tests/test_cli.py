@@ -70,7 +70,7 @@ def test_mask_flag_reads_a_file(tmp_path, picture):
         (["segment", "{picture}", "the star", "--pipeline", "./nowhere"], "no pipeline in './nowhere'"),
         (["segment", "{picture}", "the star", "-o", "{folder}/none/mask.png"], "does not exist; create it first"),
         (["segment", "{picture}", "the star", "-o", "{folder}"], "is a folder"),
-        (["segment", "{picture}", "the star", "--frame", "2"], "belong to a clip"),
+        (["segment", "{picture}", "the star", "--frame", "2"], "belongs to a clip"),
         (["segment", "{folder}", "the star", "--frame", "2"], "which frame a region is on"),
         (["segment", "{folder}"], "give an EXPRESSION"),
         (["segment", "{folder}", "the star", "-o", "{picture}"], "go into a folder"),
