@@ -50,6 +50,7 @@ state = pipe(
     image=image,
     target=words,  # mask_image is what FOCUS finds
     prompt=prompt,
+    strength=0.9,  # has to be given: without it diffusers 0.42 ends with latents of batch size 0
     num_inference_steps=args.steps,
     height=image.height // 8 * 8,
     width=image.width // 8 * 8,

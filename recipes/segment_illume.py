@@ -1,4 +1,4 @@
-"""Teach a converted ILLUME+ to segment, on one GPU: query adapter, region pooler and mask decoder, the language model frozen or by LoRA.
+"""Teach a converted ILLUME+ to segment, on one GPU: query adapter, region pooler, mask decoder, and LoRA in the language model.
 
 Command:   diffusers-focus convert illume-plus ... --hierarchical originals/convnext --mask-decoder originals/mask2former \\
                --output pipelines/start                        (conversion/README.md)

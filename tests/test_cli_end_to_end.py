@@ -101,7 +101,14 @@ def test_segment_a_clip_from_a_region_on_one_of_its_frames(tmp_path, capsys):
     assert (tmp_path / "again" / "00002.png").is_file()
 
 
-def test_a_conversation_goes_on_from_the_standard_input(scene, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def loaded():
+    """The pipeline, read once for the tests that use it often."""
+    return cli._load_folder(str(PIPELINE))
+
+
+def test_a_conversation_goes_on_from_the_standard_input(scene, loaded, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load", lambda args: loaded)
     monkeypatch.setattr("sys.stdin", io.StringIO("how many objects are there?\n\ndescribe the image\n"))
     click = f"{scene[1]['scene']['objects'][-1]['cx'] * 128:.0f},{scene[1]['scene']['objects'][-1]['cy'] * 128:.0f}"
     assert status("ask", scene[0], "what is this?", "--point", click, "--chat", "--pipeline", PIPELINE) == 0
@@ -111,7 +118,8 @@ def test_a_conversation_goes_on_from_the_standard_input(scene, monkeypatch, caps
     assert capsys.readouterr().out.strip()
 
 
-def test_segment_by_names_and_by_several_clicks(scene, tmp_path, capsys):
+def test_segment_by_names_and_by_several_clicks(scene, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_load", lambda args: loaded)
     files = {name: tmp_path / name for name in ("mask.png", "over.png", "found.json")}
     argv = ["-o", files["mask.png"], "--overlay", files["over.png"], "--json", files["found.json"]]
     names = [item["shape"] for item in scene[1]["scene"]["objects"]]

@@ -56,12 +56,12 @@ class FocusLoad(io.ComfyNode):
         return make_schema("FocusLoad", folder={"options": runtime.folder_options()})
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, hub_id: str, dtype: str, offload: str) -> str:
+    def fingerprint_inputs(cls, folder: str, hub_id: str, **others: str) -> str:
         return runtime.fingerprint(folder, hub_id)
 
     @classmethod
-    def execute(cls, folder: str, hub_id: str, dtype: str, offload: str) -> io.NodeOutput:
-        return io.NodeOutput(runtime.load(folder, hub_id, dtype, offload))
+    def execute(cls, **inputs: str) -> io.NodeOutput:
+        return io.NodeOutput(runtime.load(**inputs))
 
 
 class FocusAsk(io.ComfyNode):
@@ -96,9 +96,14 @@ class FocusSegment(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, points: str | None = None, box: str | None = None, scribble: str | None = None
+        cls,
+        points: str | None = None,
+        negative_points: str | None = None,
+        box: str | None = None,
+        scribble: str | None = None,
     ) -> bool | str:
-        return check_widgets({}, {"points": points, "box": box, "scribble": scribble})
+        regions = {"points": points, "negative_points": negative_points, "box": box, "scribble": scribble}
+        return check_widgets({}, regions)
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:

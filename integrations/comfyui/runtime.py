@@ -48,7 +48,7 @@ def pipeline_class(folder: Path) -> str | None:
     return name if isinstance(name, str) and name.startswith("Focus") and name.endswith("Pipeline") else None
 
 
-def load(folder: str, hub_id: str, dtype: str, offload: str) -> LoadedPipeline:
+def load(folder: str, hub_id: str, controlnet: str, dtype: str, offload: str) -> LoadedPipeline:
     """Load a pipeline onto the CPU, or ready to go part by part.
 
     Raises:
@@ -69,7 +69,12 @@ def load(folder: str, hub_id: str, dtype: str, offload: str) -> LoadedPipeline:
                 "folder that holds its model_index.json there, or write a Hub id."
             )
         source, cls = known[folder], getattr(diffusers_focus, str(pipeline_class(known[folder])))
-    pipe = cls.from_pretrained(source, dtype=_dtype(dtype, device))
+    parts: dict[str, Any] = {}
+    if controlnet.strip():
+        from diffusers.models.controlnets.controlnet import ControlNetModel
+
+        parts["controlnet"] = ControlNetModel.from_pretrained(controlnet.strip(), dtype=_dtype(dtype, device))
+    pipe = cls.from_pretrained(source, dtype=_dtype(dtype, device), **parts)
     pipe.set_progress_bar_config(disable=True)  # ComfyUI shows its own
     if offload == OFFLOAD_PARTS and device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)

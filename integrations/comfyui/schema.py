@@ -98,6 +98,11 @@ NODES: dict[str, Node] = {
                 "A repository on the Hub in place of the folder; it is downloaded at first use.",
                 placeholder="name/repository",
             ),
+            _text(
+                "controlnet",
+                "An SDXL ControlNet in diffusers' format, for the control image of FOCUS Edit: a folder or a Hub id.",
+                placeholder="diffusers/controlnet-canny-sdxl-1.0",
+            ),
             Input(
                 "Combo",
                 "dtype",
@@ -140,6 +145,11 @@ NODES: dict[str, Node] = {
                 placeholder="circle, star",
             ),
             *_REGIONS,
+            _text(
+                "negative_points",
+                "Clicks on what is not meant, in pixels of the image: x,y x,y ...",
+                placeholder="80,20",
+            ),
             _number(
                 "Float",
                 "threshold",
@@ -202,12 +212,30 @@ NODES: dict[str, Node] = {
                 1024,
                 1,
             ),
+            _number(
+                "Int",
+                "crop",
+                "Edits only the surroundings of the region, with so many pixels on every side, at the model's full resolution: for "
+                "small things in large images. -1 edits the whole image.",
+                -1,
+                -1,
+                4096,
+                1,
+            ),
+            _text("negative", "What the edit is guided away from; needs a pipeline that guides its visual tokens."),
+            _number("Float", "control_strength", "Weight of the control image.", 1.0, 0.0, 4.0, 0.05),
             Input(
                 "Mask",
                 "mask",
                 "Exactly the pixels that may change: of the image's size, one for all images or one for each. Images of a "
                 "batch whose mask is empty stay as they are. The empty 64x64 mask of an image without transparency counts "
                 "as none: the place is then found from the instruction.",
+                optional=True,
+            ),
+            Input(
+                "Image",
+                "control_image",
+                "A map (edges, depth, ...) for the ControlNet that was loaded with the pipeline, of the images' size. Zero-shot.",
                 optional=True,
             ),
         ),

@@ -99,6 +99,7 @@ def read_regions(
     count: int,
     *,
     points: str = "",
+    negative_points: str = "",
     box: str = "",
     scribble: str = "",
     mask: torch.Tensor | None = None,
@@ -116,6 +117,11 @@ def read_regions(
     if stroke:
         common.append(_region("scribble", size, Scribble, stroke))
     masks = read_masks(mask, size, count)
+    if negative_points.strip() and not common and masks is None:
+        raise InputError("negative_points", "say what is meant as well: points, a box, a scribble or a mask.")
+    for x, y in read_pairs(negative_points, "negative_points"):
+        _region("negative_points", size, Point, x, y)
+        common.append(Point(x, y, positive=False))
     if masks is None:
         return [list(common) for _ in range(count)] if common else None
     for index, one in enumerate(masks):

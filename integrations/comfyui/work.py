@@ -36,6 +36,7 @@ def ask(
     """Answers, one line for each image."""
     images, question = read_images(image), _words("question", question)
     regions = read_regions(_size(image), len(images), points=points, box=box, scribble=scribble, mask=mask)
+    _require(pipe, "understand", "answer questions")
     with _named_inputs({"prompt": "question"}):
         answers = pipe.understand(images, question, regions, max_new_tokens=max_tokens).text
     return "\n".join(" ".join(answer.split()) for answer in answers) if len(answers) > 1 else answers[0]
@@ -47,16 +48,21 @@ def segment(
     words: str = "",
     class_names: str = "",
     points: str = "",
+    negative_points: str = "",
     box: str = "",
     scribble: str = "",
     threshold: float = 0.0,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str, str, int]:
     """Masks of each image, masks of each object, overlays, scores, descriptions and the number of objects."""
+    from diffusers_focus import Strokes
     from diffusers_focus.processing.drawing import draw_masks
 
     images, size = read_images(image), _size(image)
-    regions = read_regions(size, len(images), points=points, box=box, scribble=scribble, mask=mask)
+    pointed = {"points": points, "negative_points": negative_points, "box": box, "scribble": scribble, "mask": mask}
+    regions = read_regions(size, len(images), **pointed)
+    if regions is not None:  # several are about one object
+        regions = [Strokes(*group) if len(group) > 1 else group[0] for group in regions]
     names = read_names(class_names)
     given = {"words": words.strip(), "class_names": names, "points, box, scribble or mask": regions}
     asked = [name for name, value in given.items() if value]
@@ -67,6 +73,7 @@ def segment(
             f"{' and '.join(asked) or 'none'}.",
         )
     options: dict[str, Any] = {"score_threshold": threshold, "fallback_threshold": threshold} if threshold else {}
+    _require(pipe, "segment", "find objects")
     with _named_inputs({"target": "words", "classes": "class_names"}):
         found = pipe.segment(images, words.strip() or None, regions, classes=names or None, **options)
     objects = [one for masks in found.masks for one in masks]
@@ -98,7 +105,11 @@ def edit(
     strength: float = 1.0,
     grow: int = -1,
     feather: int = -1,
+    crop: int = -1,
+    negative: str = "",
+    control_strength: float = 1.0,
     mask: torch.Tensor | None = None,
+    control_image: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited images, and where their pixels were free to change."""
     images, instruction = read_images(image), _words("instruction", instruction)
@@ -114,10 +125,19 @@ def edit(
         "strength": strength,
         "mask_dilation": grow if grow >= 0 else None,
         "mask_blur": feather if feather >= 0 else None,
+        "padding_mask_crop": crop if crop >= 0 else None,
+        "negative_prompt": negative.strip() or None,
         "target": target.strip() or None,
         "mask_image": None if masks is None else [masks[index] for index in rows],
         "generator": _generators(seed, rows),
     }
+    if control_image is not None:
+        maps = _control_maps(control_image, image)
+        options |= {
+            "control_image": [maps[row if len(maps) > 1 else 0] for row in rows],
+            "controlnet_conditioning_scale": control_strength,
+        }
+    _require(pipe, "edit", "edit images")
     with _named_inputs({"prompt": "instruction", "mask_image": "mask"}):
         out = pipe.edit(
             [images[row] for row in rows], instruction, output_type="pt", **options, **_sampling(steps, guidance)
@@ -141,6 +161,7 @@ def generate(
 ) -> torch.Tensor:
     """Pictures of a description."""
     description = _words("description", description)
+    _require(pipe, "generate", "draw images")
     with _named_inputs({"prompt": "description", "This model renders": "width and height"}):
         out = pipe.generate(
             description,
@@ -154,6 +175,18 @@ def generate(
     return write_images(out.images)
 
 
+def _control_maps(control_image: torch.Tensor, image: torch.Tensor) -> list[Any]:
+    """Maps for a ControlNet: one for all images or one for each, of their size."""
+    maps = read_images(control_image, "control_image")
+    if _size(control_image) != _size(image) or len(maps) not in (1, len(image)):
+        raise InputError(
+            "control_image",
+            f"there are {len(maps)} of {control_image.shape[2]} x {control_image.shape[1]} pixels for {len(image)} images of "
+            f"{image.shape[2]} x {image.shape[1]}. Give one for all or one for each, of the images' size.",
+        )
+    return maps
+
+
 def _size(image: torch.Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
@@ -162,6 +195,12 @@ def _words(name: str, text: str) -> str:
     if not text.strip():
         raise InputError(name, "it is empty. Write at least one word.")
     return text.strip()
+
+
+def _require(pipe: Any, method: str, what: str) -> None:
+    """Pipelines for one half of FOCUS lack the other half's methods."""
+    if not hasattr(pipe, method):
+        raise InputError("pipeline", f"a {type(pipe).__name__} does not {what}. Load a FocusPipeline.")
 
 
 def _generators(seed: int, rows: Any) -> list[torch.Generator]:

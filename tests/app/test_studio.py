@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_focus import Box, Mask, Point
-from diffusers_focus.app.studio import ADD, MAX_PIXELS, NEW, TAKE, Session, Stopped, Studio
+from diffusers_focus import Box, Mask, Point, Strokes
+from diffusers_focus.app.studio import ADD, MAX_PIXELS, MINUS, NEW, PLUS, TAKE, Session, Stopped, Studio
 
 from tests.tiny import disk_mask, picture, seeded, shared_pipeline
 
@@ -86,6 +86,25 @@ def test_every_way_of_pointing_asks_the_pipeline_the_same(studio, session, way):
     assert session.corner is None
 
 
+def test_plus_and_minus_improve_the_mask(studio, session):
+    with pytest.raises(ValueError, match="no mask yet"):
+        studio.click(session, 19, 20, PLUS)
+    session.mask = disk_mask()
+    pipe, said = shared_pipeline(), []
+    for mode, stroke in (
+        (PLUS, Point(26, 20)),
+        (MINUS, Point(50, 50, positive=False)),
+        (MINUS, Box(40, 40, 60, 60, positive=False)),
+    ):
+        said.append(stroke)
+        wanted = pipe.segment(picture(), region=Strokes(*said, previous=session.mask)).masks[0].any(axis=0)
+        edges = (stroke.x, stroke.y) if isinstance(stroke, Point) else (stroke.x0, stroke.y0, stroke.x1, stroke.y1)
+        (studio.click if len(edges) == 2 else lambda s, *e: studio.box(s, e[:4], e[4]))(session, *edges, mode)
+        assert wanted.any() and (session.mask == wanted).all() and session.strokes == said
+    studio.paint(session, disk_mask(), ADD)  # from here on it is no longer one object
+    assert session.strokes == []
+
+
 def test_wrong_places_and_empty_words_are_told(studio, session):
     for call, error in (
         (lambda: studio.click(session, 64, 2), "outside the image"),
@@ -126,8 +145,16 @@ def test_stop_ends_an_edit_and_leaves_everything_as_it_was(studio, session):
     with pytest.raises(Stopped):
         studio.edit(session, "make it blue", steps=2, progress=stop)
     assert session.image is before and session.past == [] and session.mask is not None
-    studio.edit(session, "make it blue", steps=1)  # the next one runs
-    assert len(session.past) == 1
+    studio.edit(session, "make it blue", steps=1, crop=True)  # the next one runs
+    wanted = shared_pipeline().edit(
+        picture(),
+        "make it blue",
+        mask_image=disk_mask(),
+        num_inference_steps=1,
+        padding_mask_crop=3,
+        generator=seeded(),
+    )
+    assert len(session.past) == 1 and session.image == wanted.images[0]
 
 
 def test_questions_are_about_the_picture_or_the_mask(studio, session):

@@ -25,8 +25,9 @@ _BLOCK = re.compile(r"(?:^<!-- test: (?P<need>\w+) -->\n)?^```python\n(?P<code>.
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: the line it begins on, the heading it stands under, its text and what it needs."""
+    """One fenced block: its page, the line it begins on, the heading it stands under, its text and what it needs."""
 
+    page: str
     line: int
     heading: str
     code: str
@@ -35,7 +36,7 @@ class Block:
     def run(self, names: dict[str, Any]) -> dict[str, Any]:
         """Run it; returns its names."""
         # Line numbers of errors are those of the page.
-        code = compile("\n" * self.line + self.code, "docs/diffusers.md", "exec")
+        code = compile("\n" * self.line + self.code, self.page, "exec")
         exec(code, names)
         return names
 
@@ -46,7 +47,7 @@ def read_blocks(page: Path) -> list[Block]:
     for found in _BLOCK.finditer(text):
         before = text[: found.start("code")]
         headings = re.findall(r"^#+ (.+)$", before, re.MULTILINE)
-        blocks.append(Block(before.count("\n"), headings[-1], found["code"], found["need"] or ""))
+        blocks.append(Block(page.name, before.count("\n"), headings[-1], found["code"], found["need"] or ""))
     return blocks
 
 

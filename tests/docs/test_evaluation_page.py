@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -34,6 +35,16 @@ def place(tmp_path_factory, root):
     for clip in ("bear", "camel"):
         for frame in range(6):
             published.save_map(here / "found" / clip / f"{frame:05d}.png", published.davis_map(frame))
+    published.write_expressions(here / "ref-davis")
+    published.write_expressions(here / "ref-youtube")
+    published.write_revos(here / "ReVOS")
+    published.write_youtube_vis(here / "ytvis")
+    (here / "ytvis" / "results.json").write_text("[]")
+    for video, names, frames in (("0a1b", "0123", range(0, 30, 5)), ("set/clip", "012", range(5))):
+        for name in names:
+            for frame in frames:
+                folder = "expressions" if video == "0a1b" else "revos-found"
+                published.save_map(here / folder / video / name / f"{frame:05d}.png", published.davis_map(0))
     published.write_refer(here / "mine")
     write_records(here / "mine" / "samples.jsonl", list(refer_records(here / "mine", "refcoco", "testA"))[:2])
     return here
@@ -60,6 +71,8 @@ def test_commands(page, place, root, monkeypatch, capsys):
     }  # the same reader as refcoco
     for command in commands:
         words = shlex.split(command)
+        if words[1] == "youtube-vis" and importlib.util.find_spec("pycocotools") is None:
+            continue
         assert cli.main([*words, "--count", "2"]) == 0, capsys.readouterr().err
         result = json.loads((place / words[-1]).read_text())
         assert result["benchmark"] == words[1] and result["samples"] == 2 and result["skipped"] == 0

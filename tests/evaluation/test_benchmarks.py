@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusers_focus import cli
+from diffusers_focus.data.benchmarks.videos import expression_records
 from diffusers_focus.data.coco_masks import encode_rle
 from diffusers_focus.data.folders import write_records
 from diffusers_focus.data.samples import read_query
@@ -301,6 +302,13 @@ def test_clips_are_followed_and_scored(tmp_path):
     found = values(result)
     assert found["J referring"] == found["J no target"] == 1.0 and 0.3 < found["J reasoning"] < 1  # one of two objects
     assert found["J&F"] == pytest.approx((found["J&F referring"] + found["J&F reasoning"]) / 2)
+
+
+def test_clips_of_ones_own(tmp_path):
+    published.write_expressions(tmp_path)
+    write_records(tmp_path / "samples.jsonl", list(expression_records(tmp_path))[:3])
+    result = run(Follows(), "samples", tmp_path, tmp_path, protocol="clip")
+    assert values(result) == {"J&F": 1.0, "J": 1.0, "F": 1.0} and result["samples"] == 3
 
 
 def test_finished_results_of_expressions_are_scored(tmp_path):

@@ -17,12 +17,18 @@ from diffusers_focus import (
     FocusModularPipeline,
     FocusPipeline,
     Point,
+    Strokes,
 )
 
 from tests.modular.shared import assert_equal, modular
 from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
-FOUND = ("masks", "scores", "labels", "text", "instance_embeds")
+FOUND = ("masks", "scores", "labels", "text", "instance_embeds", "presence", "qualities")
+TALK = [
+    {"role": "user", "content": "how many?"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "it?"},
+]
 DRAWN = ("images", "masks", "edit_masks")
 WIDE = (48, 80)
 
@@ -48,9 +54,10 @@ def assert_drawn(output: Any, state: Any, names: tuple[str, ...] = DRAWN) -> Non
         {"image": picture(0, *WIDE), "prompt": "how many objects are there?"},
         {"image": [picture(0), picture(1)], "prompt": ["how many?", "what is this?"], "region": [None, Point(9, 9)]},
         {"image": None, "prompt": "how many?"},
+        {"image": picture(), "prompt": [TALK, "how many?"]},
         {"image": picture(), "prompt": "how many?", "temperature": 1.0, "top_k": 9, "generator": 3},
     ],
-    ids=["one", "batch", "no image", "sampled"],
+    ids=["one", "batch", "no image", "conversation", "sampled"],
 )
 def test_ask(standard, pipe, options):
     options = {"max_new_tokens": 5, **options}
@@ -69,8 +76,10 @@ def test_ask(standard, pipe, options):
         {"target": [["the red circle", "it"]], "score_threshold": 0.0},
         {"region": [[Point(20, 20), Box(3, 3, 40, 40)]]},
         {"classes": ["circle", "star"], "fallback_threshold": 0.2},
+        {"classes": ["circle", "star"], "task": "panoptic", "stuff": ["star"]},
+        {"target": ["the red circle", None], "region": [None, Strokes(Point(20, 20), Point(60, 9, positive=False))]},
     ],
-    ids=["words", "several", "nested", "regions", "classes"],
+    ids=["words", "several", "nested", "regions", "classes", "panoptic", "mixed"],
 )
 def test_segment(standard, pipe, options):
     image = picture(0, *WIDE)

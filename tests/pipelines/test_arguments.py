@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_focus import Box, Point, Scribble
+from diffusers_focus import Box, Point, Scribble, Strokes
 
 from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
@@ -86,6 +86,16 @@ def test_options_of_an_edit(pipe, options, kind, said):
         (lambda p: p.segment(picture(), "it", classes=["b"]), ValueError, "exactly one of target, region and classes"),
         (lambda p: p.segment(picture(), classes="cat"), TypeError, "list of names"),
         (lambda p: p.segment(picture(), "it", task="edit"), ValueError, "referring"),
+        (lambda p: p.segment(picture(), ["it", None], [None, None]), ValueError, "Row 1 asks for nothing"),
+        (lambda p: p.segment(picture(), ["it", None], [Point(1, 1), Point(1, 1)]), ValueError, "None in the rows"),
+        (lambda p: p.segment(picture(), "it", task="semantic"), ValueError, "goes with nothing"),
+        (lambda p: p.segment(picture(), region=Point(1, 1), task="reasoning"), ValueError, "regions name no task"),
+        (lambda p: p.segment(picture(), ["it"], task=["panoptic"]), ValueError, "Row 0 asks by target"),
+        (lambda p: p.segment(picture(), classes=["a", ["b"]]), TypeError, "lists of names"),
+        (lambda p: p.segment(picture(), classes=["a"], task="panoptic", stuff=["b"]), ValueError, "stuff has 'b'"),
+        (lambda p: p.segment(picture(), region=Point(1, 1, positive=False)), ValueError, "only what is not"),
+        (lambda p: p.segment(picture(), region=[[Strokes(Point(1, 1)), Point(2, 2)]]), ValueError, "stand alone"),
+        (lambda p: p.segment(picture(), region=[[]]), ValueError, "region is an empty list"),
         (lambda p: p.segment(picture(), "it", score_threshold="low"), TypeError, "score_threshold must be a number"),
         (lambda p: p.segment(picture(), "it", max_new_tokens=0), ValueError, "max_new_tokens"),
         (lambda p: p.segment(picture(), region=[Point(1, 1), "here"]), ValueError, "1 image|2 rows|region"),

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
-from diffusers_focus import Box, Mask, Point, Scribble
+from diffusers_focus import Box, Mask, Point, Scribble, Strokes
 from diffusers_focus.processing.prompts import UNDERSTAND
 from diffusers_focus.steps import composite
 from diffusers_focus.steps.encode import encode_tensors
@@ -282,3 +282,23 @@ def test_half_precision_weights(dtype):
     pipe = tiny_pipeline().to(dtype)
     result = np.asarray(edit(pipe, region=None))
     assert result.std() > 0 and pipe.segment(picture(), region=Point(20, 20)).scores[0].dtype == np.float32
+
+
+def test_rows_of_a_batch_may_ask_for_different_things():
+    pipe, options = shared_pipeline(), {"score_threshold": 0.0, "fallback_threshold": 0.0, "max_new_tokens": 3}
+    images, names = [picture(0), picture(1), picture(2)], ["circle", "star"]
+    region = Strokes(Point(20, 20), Point(60, 60, positive=False))
+    rows = {"target": ["it", None, None], "region": [None, region, None], "classes": [None, None, names]}
+    mixed = pipe.segment(images, **rows, task=["reasoning", None, "semantic"], **options)
+    alone = [
+        pipe.segment(images[0], "it", task="reasoning", **options),
+        pipe.segment(images[1], region=[[Point(20, 20), Point(60, 60, positive=False)]], **options),
+        pipe.segment(images[2], classes=names, task="semantic", **options),
+    ]
+    for row, one in enumerate(alone):
+        assert mixed.labels[row] == one.labels[0] and mixed.text[row] == one.text[0]
+        np.testing.assert_allclose(mixed.scores[row], one.scores[0], atol=1e-4)
+        assert (mixed.masks[row] != one.masks[0]).mean() < 0.01
+    assert len(mixed.masks[1]) == 1
+    nested = pipe.segment(images[0], [["it", "the star"], None], [None, Point(9, 9)], **options)
+    assert isinstance(nested.masks[0], list) and len(nested.masks[0]) == 2 and len(nested.masks[1]) == 1

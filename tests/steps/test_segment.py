@@ -197,6 +197,8 @@ def test_a_further_click_joins_another_part():
     assert len(found.masks) == 1 and found.masks[0].sum() == 54
     nowhere = select(read, strokes((2, 2), (2, 14))).masks[0]
     assert nowhere[14, 2] and nowhere[:6, :5].all()
+    read.mask_logits = read.mask_logits.half()
+    assert (select(read, strokes((2, 2), (2, 14))).masks[0] == nowhere).all()
 
 
 def test_the_mask_to_improve_speaks_for_what_it_resembles():

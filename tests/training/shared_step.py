@@ -12,7 +12,7 @@ from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Traine
 RECIPE = StageRecipe(
     name="shared",
     objective="regression",
-    groups=(ParameterGroup("line", 1e-2),),
+    groups=(ParameterGroup("line", 1e-2), ParameterGroup("seldom", 1e-2)),
     steps=5,
     batch_size=4,
     warmup_steps=1,
@@ -22,22 +22,28 @@ RECIPE = StageRecipe(
 
 
 class Regression:
-    """Sample i is drawn with seed i; the second output has no loss, hence no gradient of its own."""
+    """Sample i is drawn with seed i; the second output has no loss, hence no gradient of its own, and "seldom" has one in the
+    first step alone, from sample 0.
+    """
 
     def __init__(self, recipe: StageRecipe):
         torch.manual_seed(0)
-        self.line, self.batch_size = nn.Linear(3, 2), recipe.batch_size
+        self.line, self.seldom, self.batch_size = nn.Linear(3, 2), nn.Linear(3, 1), recipe.batch_size
 
     def modules(self):
-        return {"line": self.line}
+        return {"line": self.line, "seldom": self.seldom}
 
     def batch(self, step: int):
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in numbers])
+        samples = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in numbers])
+        return numbers, samples
 
     def loss(self, batch, step: int):
-        error = self.line(batch)[:, 0] - batch.sum(1)
-        return error.square().mean(), {"samples": float(len(batch))}
+        numbers, samples = batch
+        error = (self.line(samples)[:, 0] - samples.sum(1)).square().mean()
+        if 0 in numbers:
+            error = error + self.seldom(samples[0]).square().sum() / len(samples)
+        return error, {"samples": float(len(samples))}
 
 
 if __name__ == "__main__":

@@ -340,6 +340,26 @@ def test_copy_heads_go_where_answers_suffer_least(noisy):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_lists_of_names_strokes_and_explanations_are_learned():
+    asked = {
+        "questions": 0,
+        "referring": 1,
+        "generalized": 0,
+        "regions": 1,
+        "classes": 1,
+        "strokes": 1.0,
+        "explained": 1.0,
+    }
+    own = objective(asked)
+    batch = own.batch(0)
+    assert {prompt.kind for prompt in batch.masked} >= {"class", "strokes"}
+    loss, figures = own.loss(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss) and {"names", "select", "dice"} <= set(figures)
+    head = own.components.mask_decoder.condition_head.condition_projection.weight
+    assert head.grad is not None and head.grad.abs().sum() > 0
+
+
 def test_instance_embeddings_learn_from_pairs_of_frames():
     mixture = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.0, "clips": 1.0}
     here = objective(mixture)

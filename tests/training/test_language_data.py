@@ -238,3 +238,37 @@ def test_no_held_out_pair_is_ever_said():
             said |= pairs_said(render_prompt(prompt.parts))
     assert len(said) == 64 - len(HELD_OUT_PAIRS)  # and every other pair is
     assert not said & HELD_OUT_PAIRS
+
+
+def test_names_strokes_and_explanations():
+    mixture = Mixture(
+        questions=0, referring=2, generalized=0, regions=2, classes=2, strokes=1.0, explained=1.0, name_noise=0
+    )
+    batch = draw(mixture, batch_size=8)
+    assert len(batch.masked) == 8 * mixture.masks
+    named = [prompt for prompt in batch.masked if prompt.kind == "class"]
+    assert len(named) == 16 and {len(prompt.targets) for prompt in named} >= {0, 1}
+    for prompt in named:
+        names = (
+            user(prompt)
+            .removeprefix("Please segment all the positive objects by the following candidate categories.")
+            .strip()
+            .split(", ")
+        )
+        items = batch.scenes.scenes[prompt.image].objects
+        shown = {i: item.shape for i, item in enumerate(items) if item.shape in names}
+        assert dict(zip(prompt.targets, (names[k] for k in prompt.conditions))) == shown
+    told = [prompt for prompt in batch.masked if prompt.kind == "reasoning"]
+    assert len(told) >= 4
+    for prompt in told:
+        why, name = reply(prompt).split(": ")
+        said = batch.scenes.scenes[prompt.image].objects[prompt.targets[0]]
+        assert name.removesuffix("<trigger><masks>") == said.name
+
+        assert why.split()[1] in (said.shape, said.colour, said.fill) and " is the " in why
+    strokes = [prompt for prompt in batch.masked if prompt.kind == "strokes"]
+    assert strokes and not {prompt.kind for prompt in batch.masked} & set(REGION_KINDS)
+    for prompt in strokes:
+        inside = batch.masks[prompt.image][prompt.targets[0]] > 0
+        drawn = batch.regions[prompt.region, 0] > 0
+        assert (drawn & inside).sum() > 0.5 * drawn.sum()

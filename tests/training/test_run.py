@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_focus.data.folders import write_records
+from diffusers_focus.data.world_samples import world_records
 from diffusers_focus.training.components import build_component, load_component, load_components, save_component
 from diffusers_focus.training.run import run_stage
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, TOKEN_SCALES, build_objective, get_stage
@@ -122,3 +124,27 @@ def test_stops_between_renames_lose_nothing(first_stop, second_stop, tmp_path, m
         assert Trainer(recipe, Alone(), tmp_path / "run", cpu=True).load_checkpoint()
         found = load_component(tmp_path, "mask_conditioner", seed=5)
         assert torch.equal(found.mask_in.weight, conditioner.mask_in.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_over_files_says_what_it_left_out_and_goes_on_counting(tmp_path):
+    scenes = tmp_path / "scenes"
+    records = list(world_records(scenes, range(3), size=64, num_questions=2, num_edits=0))
+    (scenes / "1.png").write_bytes(b"no picture")
+    write_records(scenes / "samples.jsonl", [r for r in records if r["task"] in ("answer", "referring")])
+    with (scenes / "samples.jsonl").open("a") as lines:
+        lines.write("no sample\n")
+    about = sum('"1.png"' in line for line in (scenes / "samples.jsonl").read_text().splitlines())
+    overrides = {**SHORT, "steps": 4, "batch_size": 1, "data": [(str(scenes), 1.0)], "match_scale": False}
+    assert not run_stage("2", tmp_path, overrides=overrides, progress=False, max_minutes=0.0)
+    folder = tmp_path / "stages" / "2"
+    first = json.loads((folder / "skipped.json").read_text())["names"]
+    assert run_stage("2", tmp_path, overrides=overrides, progress=False)
+    record = json.loads((folder / "recipe.json").read_text())
+    # Four units are one round: two scenes that can be read, one that cannot, and the line that is none.
+    assert record["skipped"]["file"] == about and record["skipped"]["line"] == 1
+    assert any("1.png" in reason for reason in record["skipped"]["reasons"].values())
+    assert first.items() <= json.loads((folder / "skipped.json").read_text())["names"].items()
+    with pytest.raises(ValueError, match="are learned in stages 2, 3"):
+        run_stage("1b", tmp_path, overrides={"data": [(str(scenes), 1.0)]}, progress=False)

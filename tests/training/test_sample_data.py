@@ -170,6 +170,24 @@ def square(x: int, y: int, side: int = 16) -> dict:
     return encode_rle(mask)
 
 
+def test_nothing_meant_at_all_and_more_objects_than_proposals(components, tmp_path):
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "a.png")
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "b.png")
+    crowd = [square(2 + 12 * (i % 5), 2 + 12 * (i // 5), 8) for i in range(20)]
+    lines = [
+        {"task": "referring", "images": ["a.png"], "text": "the star", "masks": []},
+        {"task": "referring", "images": ["b.png"], "text": "all", "masks": crowd},
+        {"task": "referring", "images": ["b.png"], "text": "the last", "masks": crowd[-1:]},
+    ]
+    for chosen in (lines[:1], lines[1:]):
+        part, _ = one(components, tmp_path, *chosen)
+        objective = LanguageObjective(components, replace(RECIPE, options={"data": [(str(tmp_path), 1.0)]}))
+        loss, figures = objective.loss(part, 0)
+        loss.backward()
+        assert torch.isfinite(loss) and figures["select"] > 0
+    assert figures["miou_referring"] >= 0 and "r_referring" in figures  # the one that was meant is among those matched
+
+
 def test_pictures_of_several_sizes_and_words_alone_make_one_loss(components, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     Image.new("RGB", (96, 48)).save(tmp_path / "b.png")
@@ -290,7 +308,7 @@ def test_a_step_without_a_good_sample_changes_nothing(components, tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"task": "referring", "images": ["no.png"], "text": "x", "masks": []}\n')
     objective = LanguageObjective(components, replace(RECIPE, options={"mixture": {}, "data": [(str(tmp_path), 1.0)]}))
     loss, figures = objective.loss(objective.batch(0), 0)
-    assert loss.item() == 0 and not loss.requires_grad and figures == {"skipped": 1.0}
+    assert loss.item() == 0 and not loss.requires_grad and figures == {"skipped": 2.0}  # two units of one that there is
 
 
 def test_a_style_without_masks_is_refused(components, world):

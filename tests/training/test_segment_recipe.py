@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def test_a_converted_pipeline_learns_to_segment(how, start, tmp_path):
     line = [sys.executable, ROOT / "recipes" / "segment_illume.py", "--pipeline", start / "pipeline"]
     line += ["--data", start / "data", "--runs", tmp_path / "run", "--output", tmp_path / "out", "--queries", "3"]
     line += ["--language-model", how, "--rank", "2", "--steps", "3", "--batch-size", "2"]
-    done = subprocess.run([str(word) for word in line], cwd=ROOT, capture_output=True, text=True, timeout=800)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    words = [str(word) for word in line]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
     before = FocusPipeline.from_pretrained(start / "pipeline")

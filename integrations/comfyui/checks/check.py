@@ -91,7 +91,7 @@ class Comfy:
     async def run(self, graph: dict[str, Any], on_event: Callable[[str, dict], Any] | None = None) -> Finished:
         """Queue a graph and wait until it has ended, well or not."""
         status, answer = await self.post("/prompt", prompt=graph, client_id="check")
-        if status != 200:
+        if status != 200 or answer.get("node_errors"):  # with errors in some branches, ComfyUI runs the others
             return Finished("refused", json.dumps(answer), {}, [])
         number, events = answer["prompt_id"], []
         async with asyncio.timeout(RUN):
@@ -108,7 +108,9 @@ class Comfy:
                     await on_event(kind, data)
                 if kind in ("execution_success", "execution_error", "execution_interrupted"):
                     break
-        outputs = (await self.get(f"/history/{number}")).get(number, {}).get("outputs", {})
+        while number not in (history := await self.get(f"/history/{number}")):  # it is written after the event
+            await asyncio.sleep(0.2)
+        outputs = history[number].get("outputs", {})
         return Finished(kind, data.get("exception_message", "").strip(), outputs, events)
 
     async def finish(self, graph: dict[str, Any]) -> Finished:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 try:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ValueError("The app needs Gradio: pip install 'diffusers-focus[demo]'") from error
 
@@ -54,6 +54,16 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                 status = gr.Markdown("Upload a picture, or let a scene be drawn.", elem_id="status")
                 with gr.Accordion("before and after", open=True):
                     slider = gr.ImageSlider(label="before | after", elem_id="slider", format="png", interactive=False)
+                history = gr.Gallery(
+                    label="history",
+                    columns=4,
+                    object_fit="contain",
+                    allow_preview=False,
+                    fit_columns=False,
+                    interactive=False,
+                    elem_id="history",
+                    format="png",
+                )
             with gr.Column(scale=2):
                 with gr.Row():
                     upload = gr.File(label="picture file", elem_id="upload", height=110, scale=3)
@@ -97,11 +107,14 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                         label="instruction", placeholder="make the star blue", elem_id="instruction"
                     )
                     with gr.Row():
-                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, min_width=80)
+                        seed = gr.Number(label="seed", value=0, precision=0, minimum=0, maximum=2**53 - 1, min_width=80)
                         steps = gr.Number(
                             label="steps (0: its own)", value=0, precision=0, minimum=0, maximum=1000, min_width=80
                         )
                         strength = gr.Number(label="strength", value=1.0, minimum=0.01, maximum=1.0, min_width=80)
+                    crop = gr.Checkbox(
+                        label="draw only the surroundings of the mask (large photographs)", elem_id="crop"
+                    )
                     with gr.Row():
                         edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=80)
                         stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
@@ -109,15 +122,6 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                 with gr.Row():
                     image_file = gr.DownloadButton("Download picture", elem_id="image-file")
                     mask_file = gr.DownloadButton("Download mask", elem_id="mask-file")
-                history = gr.Gallery(
-                    label="history",
-                    columns=4,
-                    object_fit="contain",
-                    allow_preview=False,
-                    interactive=False,
-                    elem_id="history",
-                    format="png",
-                )
 
         marked = [state, canvas, status, mask_file]
         shown = [*marked, slider, image_file, history]
@@ -148,9 +152,10 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
             number: float,
             count: float,
             share: float,
+            near: bool,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> list[Any]:
-            options = {"seed": int(number or 0), "steps": int(count or 0), "strength": share or 1.0}
+            options = {"seed": int(number or 0), "steps": int(count or 0), "strength": share or 1.0, "crop": near}
             return act(session, lambda: studio.edit(session, text, progress=_progress(progress), **options), True)
 
         def on_stop(session: Session) -> None:
@@ -180,7 +185,7 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
         gr.on(
             [edit.click, instruction.submit],
             on_edit,
-            [state, instruction, seed, steps, strength],
+            [state, instruction, seed, steps, strength, crop],
             shown,
             **{**turns, "show_progress": "full", "show_progress_on": [status]},
         )

@@ -1,7 +1,8 @@
 """What the click-to-edit app does, without its page: one session a user, one pipeline for all.
 
-FOCUS sections "Interactive segmentation" and "Mask-guided editing". A mask is put together piece by piece (a click, a box, a
-stroke, words or a brush begin it, add to it or take away from it), then an instruction is carried out inside it.
+FOCUS sections "Interactive segmentation" and "Mask-guided editing". A mask is begun by a click, a box, a stroke, words or a brush.
+Further ones say what belongs to the object and what does not, and the model improves its mask; or other objects are added and taken
+away. Then an instruction is carried out inside it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from PIL import Image, ImageOps
 
 from ..data.world import first_held_out_seed, render, sample_scene
 from ..processing.drawing import draw_masks
-from ..processing.regions import Box, Mask, Point
+from ..processing.regions import Box, Mask, Point, Stroke, Strokes
 
-NEW, ADD, TAKE = "new mask", "add", "take away"
-MODES = (NEW, ADD, TAKE)
+NEW, PLUS, MINUS = "new mask", "+ belongs to it", "- does not"  # what is pointed at, of one object
+ADD, TAKE = "add", "take away"  # of the mask, whatever objects it holds
+MODES = (NEW, PLUS, MINUS, ADD, TAKE)
 MAX_PIXELS = 50_000_000
 VIEW = (512, 1536)  # the longer side of what the page shows: small pictures are enlarged, photographs reduced
+CROP_MARGIN = 0.05  # of the shorter side, around what is edited
 MAX_PAST = 20  # edits that can be undone
 
 Progress = Callable[[int, int], None]
@@ -57,6 +60,7 @@ class Session:
         image: the picture, RGB.
         mask: bool [height, width], what was pointed at; None where nothing was.
         edit_mask: bool [height, width], where the last edit was free to change pixels.
+        strokes: what was said about the object so far, while it is one.
         corner: the first of the two clicks of a box.
         past: pictures to go back to, the oldest first.
         encoding: the picture as the pipeline has read it.
@@ -66,6 +70,7 @@ class Session:
     image: Image.Image | None = None
     mask: np.ndarray | None = None
     edit_mask: np.ndarray | None = None
+    strokes: list[Stroke] = field(default_factory=list)
     corner: tuple[float, float] | None = None
     past: list[Version] = field(default_factory=list)
     encoding: Any = None
@@ -80,6 +85,7 @@ class Session:
     def show(self, image: Image.Image) -> None:
         """Another picture, of which nothing is known yet."""
         self.image, self.mask, self.corner, self.encoding = image, None, None, None
+        self.strokes = []
 
     @property
     def scale(self) -> float:
@@ -154,7 +160,7 @@ class Studio:
 
     def click(self, session: Session, x: float, y: float, mode: str = NEW) -> str:
         """What lies at a place, in pixels of the picture."""
-        return self._segment(session, mode, region=Point(x, y))
+        return self._point(session, mode, Point(x, y, positive=mode != MINUS))
 
     def corner(self, session: Session, x: float, y: float, mode: str = NEW) -> str:
         """A corner of a box; the second one looks inside the box."""
@@ -162,16 +168,15 @@ class Studio:
             session.corner = (x, y)
             return "Now click the opposite corner."
         (x0, y0), session.corner = session.corner, None
-        box = Box(min(x0, x), min(y0, y), max(x0, x) + 1, max(y0, y) + 1)
-        return self._segment(session, mode, region=box)
+        return self.box(session, (min(x0, x), min(y0, y), max(x0, x) + 1, max(y0, y) + 1), mode)
 
     def box(self, session: Session, edges: tuple[float, ...], mode: str = NEW) -> str:
         """What lies in a box x0, y0, x1, y1."""
-        return self._segment(session, mode, region=Box(*edges))
+        return self._point(session, mode, Box(*edges, positive=mode != MINUS))
 
     def strokes(self, session: Session, strokes: np.ndarray, mode: str = NEW) -> str:
         """What brush strokes (bool [height, width] over the picture, at any size) are on."""
-        return self._segment(session, mode, region=Mask(self._painted(session, strokes)))
+        return self._point(session, mode, Mask(self._painted(session, strokes), positive=mode != MINUS))
 
     def paint(self, session: Session, strokes: np.ndarray, mode: str = NEW) -> str:
         """The brush strokes themselves."""
@@ -179,14 +184,16 @@ class Studio:
 
     def find(self, session: Session, words: str, mode: str = NEW) -> str:
         """What words refer to."""
+        session.require_image()
         if not words.strip():
             raise ValueError("Say what to find, such as: the red circle.")
-        return self._segment(session, mode, target=words.strip())
+        return self._segment(session, mode, [], target=words.strip())
 
     def clear(self, session: Session) -> str:
         """No mask."""
         session.require_image()
         session.mask = session.corner = None
+        session.strokes = []
         return "No mask: an instruction says by itself where to edit."
 
     def _painted(self, session: Session, strokes: np.ndarray) -> np.ndarray:
@@ -199,26 +206,41 @@ class Studio:
         soft = Image.fromarray(strokes.astype(np.uint8) * 255).resize(image.size, Image.Resampling.BOX)
         return np.asarray(soft) > 64
 
-    def _segment(self, session: Session, mode: str, *, target: str | None = None, region: Any = None) -> str:
+    def _point(self, session: Session, mode: str, stroke: Stroke) -> str:
+        """What a stroke is on, or the mask improved by it."""
         image = session.require_image()
-        if region is not None:
-            region.rasterize(image.height, image.width)
+        stroke.rasterize(image.height, image.width)
+        if mode not in (PLUS, MINUS):
+            strokes = [stroke] if mode == NEW else []
+            return self._segment(session, mode, strokes, region=stroke)
+        if session.mask is None:
+            raise ValueError("There is no mask yet that this could belong to or not. Begin with a new one.")
+        strokes = [*session.strokes, stroke]
+        return self._segment(session, NEW, strokes, region=Strokes(*strokes, previous=session.mask))
+
+    def _segment(
+        self, session: Session, mode: str, strokes: list[Stroke], *, target: str | None = None, region: Any = None
+    ) -> str:
         with self._turn:
             found = self.pipe.segment(self._seen(session), target, region)
-        if not len(found.masks[0]):
+        if not found.masks[0].any():
             return "Nothing found" + (f" for {target!r}." if target else " there.") + " The mask is as it was."
         label, score = found.labels[0][0], float(found.scores[0][0])
         objects = f" and {len(found.masks[0]) - 1} more" if len(found.masks[0]) > 1 else ""
-        return self._join(session, found.masks[0].any(axis=0), mode, f"{label}{objects}, score {score:.2f}")
+        text = f"{label}{objects}, score {score:.2f}"
+        return self._join(session, found.masks[0].any(axis=0), mode, text, strokes)
 
-    def _join(self, session: Session, piece: np.ndarray, mode: str, text: str) -> str:
+    def _join(
+        self, session: Session, piece: np.ndarray, mode: str, text: str, strokes: list[Stroke] | None = None
+    ) -> str:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-        if mode == NEW or session.mask is None:
-            mask = piece if mode != TAKE else None
+        if mode in (TAKE, MINUS):
+            mask = None if session.mask is None else session.mask & ~piece
         else:
-            mask = session.mask | piece if mode == ADD else session.mask & ~piece
+            mask = piece if mode == NEW or session.mask is None else session.mask | piece
         session.mask = mask if mask is not None and mask.any() else None
+        session.strokes = strokes or []
         size = 0 if session.mask is None else int(session.mask.sum())
         return f"{text}. The mask has {size} pixels."
 
@@ -242,9 +264,13 @@ class Studio:
         seed: int = 0,
         steps: int = 0,
         strength: float = 1.0,
+        crop: bool = False,
         progress: Progress | None = None,
     ) -> str:
         """Carry out an instruction, inside the mask if there is one; the picture becomes the edited one.
+
+        Args:
+            crop: draw only the surroundings of the mask, at the model's full resolution: for small things in photographs.
 
         Raises:
             Stopped: `session.stop` was set meanwhile; the picture is as it was.
@@ -261,6 +287,7 @@ class Studio:
                 mask_image=session.mask,
                 num_inference_steps=steps or None,
                 strength=strength,
+                padding_mask_crop=round(CROP_MARGIN * min(image.size)) if crop else None,
                 generator=generator,
             )
         place = out.edit_masks[0]

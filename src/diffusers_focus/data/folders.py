@@ -120,7 +120,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def order(self, seed: Sequence[int]) -> Sequence[int]:
+    def order(self, seed: Sequence[int]) -> Sequence[int] | np.ndarray:
         """Every index once, in an order that the seed decides."""
         return np.random.default_rng(list(seed)).permutation(len(self))
 

@@ -299,6 +299,14 @@ def reasoning_expressions(scene: Scene, rng: np.random.Generator, count: int | N
     return found if count is None else _draw(rng, [found], count)
 
 
+def explanation(scene: Scene, referral: Referral) -> str:
+    """Why an indirect expression means its object: "the star is the one you would see in the night sky"."""
+    attribute = next(attribute for text, attribute, _, _ in REASONING if text == referral.text)
+    (target,) = referral.targets
+    value = getattr(scene.objects[target], attribute)
+    return f"the {value} {'is' if attribute == 'shape' else 'object is'} {referral.text}"
+
+
 # --- questions ------------------------------------------------------------------------------------------------------
 
 

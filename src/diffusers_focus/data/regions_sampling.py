@@ -8,11 +8,12 @@ numpy and Pillow only. The design is this project's own.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..processing.regions import Box, Mask, Point, Region, Scribble
+from ..processing.regions import Box, Mask, Point, Region, Scribble, Strokes
 
 REGION_KINDS: tuple[str, ...] = ("click", "scribble", "box", "mask")
 
@@ -70,6 +71,22 @@ def region_prompt(mask: np.ndarray, kind: str, rng: np.random.Generator) -> Regi
             return Mask(shrunk)
         return Mask(dilate(mask, _MASK_PIXELS))
     raise ValueError(f"Unknown region kind {kind!r}; use one of {', '.join(REGION_KINDS)}.")
+
+
+def strokes_prompt(mask: np.ndarray, others: np.ndarray, rng: np.random.Generator) -> Strokes:
+    """Several strokes about one object: one to three clicks or scribbles in it, up to two negative clicks in other objects.
+
+    Args:
+        mask: bool `[H, W]`, the true visible mask; at least one pixel.
+        others: bool `[N, H, W]`, objects that are not meant; may be none.
+        rng: The source of randomness.
+    """
+    kinds = rng.choice(("click", "scribble"), int(rng.integers(1, 4)))
+    meant = [region_prompt(mask, str(kind), rng) for kind in kinds]
+    seen = [other for other in others if (other & ~mask).any()]
+    chosen = rng.permutation(len(seen))[: int(rng.integers(0, 3))]
+    wrong = [replace(region_prompt(seen[i] & ~mask, "click", rng), positive=False) for i in chosen]
+    return Strokes(*meant, *wrong)
 
 
 def _inner_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

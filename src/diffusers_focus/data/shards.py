@@ -60,8 +60,9 @@ class ShardSource:
         counts = []
         for shard in self.paths:
             written = known.get(shard.name)
-            here = written and written["bytes"] == shard.stat().st_size
-            counts.append(written["samples"] if here else len(self._members(shard)))
+            if written is None or written["bytes"] != shard.stat().st_size:
+                written = {"samples": len(self._members(shard))}
+            counts.append(written["samples"])
         self._ends = np.cumsum(counts)
         if not self._ends[-1]:
             raise ValueError(f"The tar files in {str(path)!r} hold no samples.")

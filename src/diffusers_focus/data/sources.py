@@ -33,7 +33,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def order(self, seed: Sequence[int]) -> Sequence[int]:
+    def order(self, seed: Sequence[int]) -> Sequence[int] | np.ndarray:
         """Every index once, in an order that the seed decides."""
         ...
 
@@ -48,14 +48,17 @@ class Skipped:
     Attributes:
         names: name -> its kind: "line" (no record), "file" (damaged or missing) or "prompt" (cannot be asked).
         reasons: name -> reason, of the first 20.
+        times: how often something was left out, the same thing again included.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
+        self.times = 0
 
     def add(self, kind: str, name: str, reason: Any) -> None:
         """Note what is left out."""
+        self.times += 1
         if name not in self.names:
             self.names[name] = kind
             if len(self.reasons) < EXAMPLES_KEPT:
@@ -138,7 +141,7 @@ class SampleStream:
         """From (path, weight) pairs, see `parse_sources`."""
         return cls([open_source(path) for path, _ in pairs], [weight for _, weight in pairs], seed)
 
-    def _shuffled(self, source: int, round_number: int) -> Sequence[int]:
+    def _shuffled(self, source: int, round_number: int) -> Sequence[int] | np.ndarray:
         return self.sources[source].order((self.seed, source, round_number))
 
     def _mixed(self, block: int) -> np.ndarray:

@@ -6,7 +6,6 @@ For trials of what reads such folders, and as an example of one. Texts and truth
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def _region(region: Region) -> dict[str, Any]:
     if isinstance(region, Point):
         return {"point": [region.x, region.y]}
     if isinstance(region, Box):
-        return {"box": list(asdict(region).values())}
+        return {"box": [region.x0, region.y0, region.x1, region.y1]}
     if isinstance(region, Scribble):
         return {"scribble": [list(point) for point in region.points]}
     assert isinstance(region, Mask)

@@ -85,7 +85,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "samples": Benchmark(
         lambda root, split, by, task: _own(root, task or "referring"),
-        *("own", "", ("referring", "reasoning", "class", "region", "answer")),
+        *("own", "", ("referring", "reasoning", "class", "region", "answer", "clip")),
     ),
 }
 
@@ -180,7 +180,7 @@ def run_benchmark(
             pipeline = loader(os.fspath(pipeline))
         answer = _asking(pipeline, root, benchmark.scorer)
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    if benchmark.scorer in _READERS:
+    if records[0].get("task") == "clip":
         batch_size = 1  # the frames of one clip are enough to hold
     with lines, tqdm(total=len(pairs), initial=len(pairs) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
         for first in range(0, len(todo), batch_size):

@@ -229,6 +229,10 @@ def _maps(pipe: Any, samples: Sequence[_Sample], kinds: Sequence[str]) -> dict[s
     for kind in kinds:
         evidence = _evidence(pipe, samples, kind)
         found = {name: logistic(rows) for name, rows in vars(evidence).items() if rows and _varies(rows)}
+        if kind == REGIONS and "score" in found:
+            # The best of the proposals that hold a region always comes back. Chosen by quality too it is a worse one: mIoU of
+            # clicks on 250 new scenes 0.866 instead of 0.872.
+            found["score"] = np.append(logistic([(logit, right) for logit, _, right in evidence.score]), 0.0)
         maps[kind] = {name: [round(float(value), 4) for value in weights] for name, weights in found.items()}
     return maps
 

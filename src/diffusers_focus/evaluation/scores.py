@@ -154,4 +154,5 @@ SCORERS: dict[str, Scorer] = {
     "class": Scorer(_class_row, _class_figures),
     "region": Scorer(_mask_row, _mask_figures),
     "answer": Scorer(_answer_row, _answer_figures),
+    "clip": Scorer(video_scores.expression_row, video_scores.expression_figures),
 }

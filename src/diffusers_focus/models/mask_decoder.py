@@ -17,7 +17,7 @@ Everything else computes what Mask2Former computes, so its weights can be loaded
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -275,7 +275,8 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
                 "the four maps f1..f4 of the vision encoder it was made for, strides 4, 8, 16, 32 in that order."
             )
         # Group norm's backward is many times slower on channels-last maps, which a ConvNeXt may well hand over.
-        return self.pixel_decoder([self._cast(x).contiguous() for x in feature_maps])
+        cast = self._caster(feature_maps[0].device.type)
+        return self.pixel_decoder([cast(x).contiguous() for x in feature_maps])
 
     @apply_forward_hook
     def decode(
@@ -305,14 +306,15 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         """
         self._check(pixel_features, slot_states, condition_states, condition_mask)
         batch, prompts, num_slots, _ = slot_states.shape
-        mask_features = self._cast(pixel_features.mask_features)
+        cast = self._caster(slot_states.device.type)
+        mask_features = cast(pixel_features.mask_features)
         height, width = mask_features.shape[-2:]
 
         level_embed, query_positions = self.level_embed(), self.query_embed()
         pixels, pixel_positions, coarse_masks = [], [], []
         for i, level in enumerate(pixel_features.multi_scale):
             size = tuple(level.shape[-2:])
-            pixels.append(self._cast(level).flatten(2).transpose(1, 2) + level_embed[i])
+            pixels.append(cast(level).flatten(2).transpose(1, 2) + level_embed[i])
             positions = sine_positions(*size, level.shape[1], level.device)
             pixel_positions.append(positions.to(pixels[-1].dtype))
             # Bilinear resizing commutes with the product over channels: resizing the features once gives the masks at
@@ -322,7 +324,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         def per_prompt(x: torch.Tensor) -> torch.Tensor:
             return x.unflatten(1, (prompts, num_slots))
 
-        x = self.slot_projection(self._cast(slot_states)).flatten(1, 2)
+        x = self.slot_projection(cast(slot_states)).flatten(1, 2)
         normed, embeds = [], []
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
@@ -344,7 +346,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         states = self.norm(x)
         normed.append(per_prompt(states))
         embeds.append((per_prompt(self.mask_head(states)), per_prompt(self.edit_head(states))))
-        conditions = self.condition_head(normed, self._cast(condition_states), condition_mask)
+        conditions = self.condition_head(normed, cast(condition_states), condition_mask)
 
         def masks(embeddings: torch.Tensor) -> torch.Tensor | None:
             if not dense:
@@ -401,11 +403,15 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         )
         return output if return_dict else output.to_tuple()
 
-    def _cast(self, x: torch.Tensor) -> torch.Tensor:
-        """To the weights' dtype; autocast does its own casting."""
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return x if autocast else x.to(self.dtype)
+    def _caster(self, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What brings tensors to the weights' dtype; autocast does its own casting.
+
+        diffusers looks at every module for `dtype` (one may compute in another), so it is asked once a call.
+        """
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return lambda x: x
+        dtype = self.dtype
+        return lambda x: x.to(dtype)
 
     def _check(
         self,

@@ -35,8 +35,9 @@ class FocusPipelineMixin(FocusWatchMixin, FocusLoadingMixin, FocusHubMixin):
         Raises:
             TypeError, ValueError, FileNotFoundError: not an image, no pixels, NaN, or a missing component.
         """
-        if not isinstance(image, encode.FocusImageEncoding):
-            self._require("reading an image", "image_processor", "vision_encoder")
-            if self.vision_encoder.pixel_tower is None:
-                self._require("reading an image", "visual_tokenizer")
+        if isinstance(image, encode.FocusImageEncoding):
+            return image  # before the device is asked for: diffusers looks at every module of every component for that
+        self._require("reading an image", "image_processor", "vision_encoder")
+        if self.vision_encoder.pixel_tower is None:
+            self._require("reading an image", "visual_tokenizer")
         return encode.encode_image(self, image, device=self._execution_device)

@@ -226,8 +226,9 @@ def select_objects(
     presence = float(probability(sure.presence, logits.max(), reading.something_logits[row]))
     if prompt.strokes is not None:
         best, meant = stroked_object(mask_logits, scores, prompt.strokes, placement)
-        mask_logits = mask_logits.index_copy(0, torch.tensor([best], device=meant.device), meant[None])
-        order, scores = torch.tensor([best], device=meant.device), scores[best : best + 1]
+        index = torch.tensor([best], device=meant.device)
+        mask_logits = mask_logits.index_copy(0, index, meant[None].to(mask_logits.dtype))
+        order, scores = index, scores[best : best + 1]
     else:
         scores, order = scores.sort(descending=True)
         keep = scores > (fallback_threshold if names else score_threshold)

@@ -161,11 +161,12 @@ class LanguageObjective:
         for part in self._parts(batch):
             self._part_loss(part, terms, figures)
         if self.samples is not None:
-            figures.add("skipped", float(len(self.samples.stream.skipped.names)), 1)
+            figures.add("skipped", float(self.samples.left_out), 1)
         return terms.total(), {**figures.means(), **terms.means()}
 
     def _part_loss(self, batch: LanguageBatch, terms: _Terms, figures: _Figures) -> None:
-        batch = batch.to(next(self.components.language_model.parameters()).device)
+        weight = next(self.components.vision_encoder.parameters())
+        batch = batch.to(weight.device, weight.dtype)
         encoding = self._encode(batch) if len(batch.pixel_values) or batch.counts else None
         regions = None
         if len(batch.regions) and isinstance(encoding, FocusImageEncoding):
@@ -274,13 +275,16 @@ class LanguageObjective:
 
         coarse = F.avg_pool2d(pixels.mask_features, 2)
         truths = [self._truth(p, batch) for p in batch.masked]
-        small = [F.interpolate(t[None], size=coarse.shape[-2:], mode="area")[0] for t in truths]
+        small = [_resized(t, coarse.shape[-2:], "area") for t in truths]
         with torch.no_grad():
             logits = of_prompts(torch.einsum("bgnc,bchw->bgnhw", out.mask_embeds, coarse[shown]))
         scores = of_prompts(out.condition_logits)
         scores = torch.where(asked[:, None], scores, torch.zeros_like(scores))  # [R, N, K]
         chosen = [self._meant(p, len(t), scores) for p, t in zip(batch.masked, truths, strict=True)]
         costs = [_selection_costs(s, c, k) for s, c, k in zip(scores.detach(), chosen, asked, strict=True)]
+        for cost, meant in zip(costs, chosen, strict=True):
+            if cost.shape[1] > cost.shape[0]:  # more objects than proposals: first those that are meant
+                cost += 1e3 * (meant.sum(1) == 0)
         pairs = match(logits, small, costs)
         source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
         proposals = torch.cat([p for p, _ in pairs])
@@ -314,7 +318,7 @@ class LanguageObjective:
         embeds = of_prompts(out.mask_embeds)[source, proposals]
         fine = torch.einsum("mc,mchw->mhw", embeds, pixels.mask_features[pictures[source]])
         full = torch.cat([truths[i][o] for i, (_, o) in enumerate(pairs)])
-        fine = F.interpolate(fine[None].float(), size=full.shape[-2:], mode="bilinear")[0]
+        fine = _resized(fine.float(), full.shape[-2:], "bilinear")
         add_masks(fine, full, 1.0)
         add_selection(of_prompts(out.condition_logits), 1.0)
         with torch.no_grad():
@@ -356,12 +360,14 @@ class LanguageObjective:
             if prompt.change is None:
                 continue
             meant = proposals[chosen[i][objects].amax(1).cpu() > 0]
+            if not len(meant):
+                continue
             logits.append(torch.einsum("mc,chw->mhw", embeds[i, meant], pixels.mask_features[prompt.image]))
             targets.append(prompt.change[None].expand(len(meant), -1, -1))
         if not logits:
             return
         target = torch.cat(targets)
-        predicted = F.interpolate(torch.cat(logits)[None].float(), size=target.shape[-2:], mode="bilinear")[0]
+        predicted = _resized(torch.cat(logits).float(), target.shape[-2:], "bilinear")
         bce, dice = mask_loss(predicted, target)
         terms.add("edit", bce + dice, len(target))
         with torch.no_grad():
@@ -429,9 +435,9 @@ class LanguageObjective:
                     "code_answers": written[places].tolist(),
                 }
                 rows.append(suffix_row(self.context, prompt.parts, **codes))
-                before = vocabulary.image_ids(
-                    semantic[max(prompt.image, 0)], pixel[max(prompt.image, 0)], with_tag=False
-                )
+                before = None  # of text to image there is no source
+                if prompt.image >= 0:
+                    before = vocabulary.image_ids(semantic[prompt.image], pixel[prompt.image], with_tag=False)
                 dice = torch.Generator().manual_seed(prompt.seed)
                 noisy = torch.rand((), generator=dice) < self.mixture.history_noise
                 history = self._noised(ids, before, dice) if noisy else ids
@@ -461,7 +467,7 @@ class LanguageObjective:
                 figures.add(f"{name}_top1", right.sum().item(), len(right))
         terms.add("codes", torch.stack(means))
 
-    def _noised(self, ids: torch.Tensor, before: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
 
         Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
@@ -472,7 +478,7 @@ class LanguageObjective:
             here = (ids >= first) & (ids < stop)
             others[here] = torch.randint(first, stop, (int(here.sum()),), generator=dice)
         codes = ids >= self.context.vocabulary.level0_range[0]
-        wrong = before if torch.rand((), generator=dice) < 0.5 else others
+        wrong = before if before is not None and torch.rand((), generator=dice) < 0.5 else others
         swap = codes & (torch.rand(ids.shape, generator=dice) < 1.25 * torch.rand((), generator=dice))
         return torch.where(swap, wrong, ids)
 
@@ -569,6 +575,13 @@ def _seats(pictures: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     for row, group in enumerate(groups.values()):
         own[group] = torch.arange(len(group)) + row * width
     return list(groups), seats, own
+
+
+def _resized(masks: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+    """[M, H, W] at another size; M may be 0, which `F.interpolate` refuses."""
+    if not len(masks):
+        return masks.new_zeros(0, *size) + masks.sum()
+    return F.interpolate(masks[None], size=tuple(size), mode=mode)[0]
 
 
 def _alike(lengths: list[int], ratio: float = 1.4) -> list[list[int]]:

@@ -18,21 +18,24 @@ from ..data.language import (
     Referral,
     caption,
     edit_support,
+    explanation,
     generalized_expressions,
     questions,
     reasoning_expressions,
     referring_expressions,
     sample_edit,
 )
-from ..data.regions_sampling import REGION_KINDS, region_prompt
-from ..data.world import Rendered, Scene, render
+from ..data.regions_sampling import REGION_KINDS, region_prompt, strokes_prompt
+from ..data.world import SHAPES, Rendered, Scene, render
 from ..processing.images import FocusImageInputs
 from ..processing.prompts import (
     CAPTION,
+    CLASS,
     EDIT,
     GENERATE,
     GENERATE_RANDOM,
     INTERACTIVE,
+    REASONING,
     RECONSTRUCT,
     REFERRING,
     REGION_UNDERSTAND,
@@ -41,6 +44,7 @@ from ..processing.prompts import (
     PromptStyle,
     build_answer,
 )
+from ..steps.segment import EXPLANATION_END
 from .batches import SceneBatch, scene_batch, to_pixel_values
 
 NO_TARGET = "nothing"  # what the model writes where no object matches
@@ -131,13 +135,15 @@ class LanguageBatch:
     inputs: FocusImageInputs | tuple[FocusImageInputs, ...] | None = None
     counts: tuple[int, ...] = ()
 
-    def to(self, device: torch.device) -> LanguageBatch:
-        """The same batch with its pictures, masks and regions on a device; what codes are made of stays where it is."""
-        if device.type == "cpu":
+    def to(self, device: torch.device, dtype: torch.dtype) -> LanguageBatch:
+        """The same batch with its pictures and regions on a device and in a floating point type, its masks on the device; what
+        codes are made of stays where it is.
+        """
+        if device.type == "cpu" and dtype == torch.float32:
             return self
 
         def inputs(one: FocusImageInputs) -> FocusImageInputs:
-            return one.to(device=device)
+            return one.to(device=device, dtype=dtype)
 
         moved = [
             replace(p, **{n: getattr(p, n).to(device) for n in ("change", "ignored") if getattr(p, n) is not None})
@@ -146,12 +152,12 @@ class LanguageBatch:
         own = self.inputs
         return replace(
             self,
-            pixel_values=self.pixel_values.to(device),
+            pixel_values=self.pixel_values.to(device, dtype),
             masks=[mask.to(device) for mask in self.masks],
-            regions=self.regions.to(device),
+            regions=self.regions.to(device, dtype),
             region_images=self.region_images.to(device),
             masked=moved,
-            target_pixels=self.target_pixels.to(device),
+            target_pixels=self.target_pixels.to(device, dtype),
             inputs=tuple(map(inputs, own)) if isinstance(own, tuple) else None if own is None else inputs(own),
         )
 
@@ -166,8 +172,11 @@ class Mixture:
     answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than they
     should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is the
     number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
-    pictures with two identical objects, which only a region prompt tells apart. `clips` is the share of pairs of neighbouring
-    pictures that are two frames of one clip, from which instance embeddings are learned.
+    pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
+    for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
+    of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs of
+    neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off in
+    the published recipe.
     """
 
     questions: int = 8
@@ -183,12 +192,15 @@ class Mixture:
     name_noise: float = 0.5
     history_noise: float = 0.0
     twins: float = 0.15
+    classes: int = 0
+    strokes: float = 0.0
+    explained: float = 0.0
     clips: float = 0.0
 
     @property
     def masks(self) -> int:
         """Mask prompts of each picture."""
-        return self.referring + self.generalized + self.regions + self.edit_masks
+        return self.referring + self.generalized + self.regions + self.edit_masks + self.classes
 
 
 @dataclass
@@ -205,7 +217,9 @@ class _Draft:
     targets: list[np.ndarray] = field(default_factory=list)
 
     def add_region(self, image: int, mask: np.ndarray, kind: str, rng: np.random.Generator) -> int:
-        raster = region_prompt(mask, kind, rng).rasterize(*mask.shape)
+        return self.add_raster(image, region_prompt(mask, kind, rng).rasterize(*mask.shape))
+
+    def add_raster(self, image: int, raster: np.ndarray) -> int:
         self.regions.append(torch.from_numpy(raster).float()[None])
         self.region_images.append(image)
         return len(self.regions) - 1
@@ -302,8 +316,18 @@ def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mix
         parts = draft.style.suffix(REFERRING, text=referral.text, answer=answer(REFERRING, referral.targets))
         prompts.append(MaskPrompt(image, parts, referral.targets, referral.kind))
 
+    def explain(referral: Referral) -> None:
+        names, *rest = answer(REASONING, referral.targets)
+        told = replace(names, text=f"{explanation(scene, referral)}{EXPLANATION_END} {names.text}")
+        parts = draft.style.suffix(REASONING, text=referral.text, answer=[told, *rest])
+        prompts.append(MaskPrompt(image, parts, referral.targets, referral.kind))
+
     wanted = mixture.referring
-    if wanted and rng.random() < 0.15:
+    if wanted and mixture.explained and rng.random() < mixture.explained:
+        for referral in reasoning_expressions(scene, rng, 1):
+            explain(referral)
+            wanted -= 1
+    elif wanted and rng.random() < 0.15:
         for referral in reasoning_expressions(scene, rng, 1):
             refer(referral)
             wanted -= 1
@@ -313,10 +337,20 @@ def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mix
         refer(referral)
     if mixture.edit_masks and edit is not None:
         prompts.append(_edit_mask_prompt(draft, image, scene, edit))
+    for _ in range(mixture.classes):
+        names = rng.permutation(SHAPES)[: int(rng.integers(1, len(SHAPES)))].tolist()
+        named = {i: names.index(item.shape) for i, item in enumerate(scene.objects) if item.shape in names}
+        parts = draft.style.suffix(CLASS, text=names, answer=answer(CLASS, tuple(named)))
+        prompts.append(MaskPrompt(image, parts, tuple(named), "class", conditions=tuple(named.values())))
     while len(prompts) < mixture.masks:  # regions fill up where a scene offers too few expressions
         target = int(rng.integers(len(scene.objects)))
-        kind = REGION_KINDS[int(rng.integers(len(REGION_KINDS)))]
-        region = draft.add_region(image, rendered.masks[target], kind, rng)
+        if mixture.strokes and rng.random() < mixture.strokes:
+            kind, others = "strokes", np.delete(rendered.masks, target, axis=0)
+            strokes = strokes_prompt(rendered.masks[target], others, rng)
+            region = draft.add_raster(image, strokes.rasterize(*rendered.masks.shape[-2:]))
+        else:
+            kind = REGION_KINDS[int(rng.integers(len(REGION_KINDS)))]
+            region = draft.add_region(image, rendered.masks[target], kind, rng)
         parts = draft.style.suffix(INTERACTIVE, num_regions=1, answer=answer(INTERACTIVE, (target,)))
         prompts.append(MaskPrompt(image, parts, (target,), kind, region))
     draft.masked += prompts

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from .components import load_components, save_component
 from .stages import NEEDS, STAGES, build_objective, get_stage
 from .trainer import StageRecipe, Trainer, share_of
 
+SKIPPED = "skipped.json"  # what a run over files has left out so far
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
     """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits initialize initialize_codes
@@ -103,15 +105,23 @@ def run_stage(
     objective = build_objective(share_of(recipe), components, root)
     folder = root / "stages" / stage
     trainer = Trainer(recipe, objective, folder)
+    skipped = getattr(getattr(getattr(objective, "samples", None), "stream", None), "skipped", None)
+    if resume and skipped is not None and (folder / SKIPPED).is_file():
+        skipped.merge(**json.loads((folder / SKIPPED).read_text()))
     done = trainer.run(resume=resume, max_minutes=max_minutes, progress=progress)
+    if skipped is not None:
+        own = {"names": skipped.names, "reasons": skipped.reasons}
+        for found in gather_object([own]) if trainer.accelerator.num_processes > 1 else [own]:
+            skipped.merge(**found)
     if not trainer.accelerator.is_main_process:
         return done
     record = {"recipe": asdict(recipe), "step": trainer.step, "seconds": round(trainer.seconds, 1), "complete": done}
     record["processes"] = trainer.accelerator.num_processes
-    samples = getattr(objective, "samples", None)
-    if samples is not None:
-        skipped = samples.stream.skipped
+    if skipped is not None:
         record["skipped"] = {**skipped.counts, "reasons": skipped.reasons}
+        kept = folder / f"{SKIPPED}.tmp"
+        kept.write_text(json.dumps({"names": skipped.names, "reasons": skipped.reasons}))
+        os.replace(kept, folder / SKIPPED)
     if done:
         trainer.use_average()
         finish = getattr(objective, "finish", None)

@@ -57,6 +57,9 @@ class SampleBatches:
         batch_size: units of a batch.
         prompts: samples of one picture that are asked at once, at most.
         max_tokens: longest prompt with its answer; longer ones are left out.
+
+    Attributes:
+        left_out: how much of the last batch could not be read or asked.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class SampleBatches:
         self.stream, self.context, self.processor = stream, context, processor
         self.mixture, self.batch_size = mixture, batch_size
         self.prompts, self.max_tokens = prompts, max_tokens
+        self.left_out = 0
 
     @classmethod
     def of(cls, components: Any, recipe: StageRecipe) -> SampleBatches:
@@ -97,11 +101,16 @@ class SampleBatches:
     def draw(self, number: int) -> list[LanguageBatch]:
         """The parts of batch `number`, of one resolution each; none where nothing of it can be read."""
         parts: dict[Any, _Part] = {}
+        before = self.stream.skipped.times
         for unit in range(number * self.batch_size, (number + 1) * self.batch_size):
             samples = self.stream.samples(unit, self.prompts)
-            if samples:
-                rng = np.random.default_rng((self.stream.seed, unit, 5))
-                self._add(parts, unit, samples, rng)
+            rng = np.random.default_rng((self.stream.seed, unit, 5))
+            # Frames as a clip are seen one at a time, the same pictures in a question all at once.
+            for is_clip in (False, True):
+                alike = [(name, one) for name, one in samples if (one.query.task == "clip") == is_clip]
+                if alike:
+                    self._add(parts, unit, alike, rng)
+        self.left_out = self.stream.skipped.times - before
         return [part.batch(self.processor) for part in parts.values() if part.texts or part.masked or part.codes]
 
     def _add(

@@ -321,10 +321,17 @@ class Trainer:
         return {"loss": mean_over_processes(loss.detach()).item(), "grad_norm": float(norm), **figures}
 
     def _average_gradients(self) -> None:
-        """Give every process the mean gradient; a parameter that one process did not use counts as zero there."""
+        """Give every process the mean gradient; a parameter that one process did not use counts as zero there.
+
+        What no process used keeps no gradient, as in one process: with zeros its moments would fade, and it would go on moving.
+        """
         if self.accelerator.num_processes == 1:
             return
-        parameters = list(self.parameters.values())
+        used = torch.tensor([float(p.grad is not None) for p in self.parameters.values()])
+        used = mean_over_processes(used.to(self.accelerator.device)).tolist()
+        parameters = [p for p, share in zip(self.parameters.values(), used, strict=True) if share]
+        if not parameters:
+            return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         mean = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
         for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):

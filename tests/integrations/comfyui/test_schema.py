@@ -36,7 +36,7 @@ def test_a_nodes_inputs_are_the_arguments_of_what_it_does(node):
     for name, one in inputs.items():
         if one.is_widget and arguments[name].default is not inspect.Parameter.empty:
             assert one.options["default"] == arguments[name].default, name
-        assert one.tooltip and one.optional == (one.kind == "Mask")
+        assert one.tooltip and one.optional == (one.kind == "Mask" or name == "control_image")
     names = [one.id for one in NODES[node].outputs]
     assert len(set(names)) == len(names) > 0
 

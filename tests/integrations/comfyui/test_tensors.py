@@ -105,6 +105,7 @@ def test_regions_are_read_from_text_and_mask():
     common = [Point(1, 2), Point(3, 4), Box(0, 0, 7, 5), Scribble([(0, 0), (6, 4)])]
     assert first == [*common, Mask(mask[0].numpy())] and second == [*common, Mask(mask[1].numpy())]
     assert read_regions(SIZE, 2, points=" 1,2 ", mask=NO_MASK) == [[Point(1, 2)]] * 2
+    assert read_regions(SIZE, 1, points="1,2", negative_points="3,4") == [[Point(1, 2), Point(3, 4, positive=False)]]
     assert read_regions(SIZE, 2, mask=NO_MASK) is None and read_regions(SIZE, 1) is None
     assert read_names("circle, star\n ring,,") == ["circle", "star", "ring"]
 
@@ -121,6 +122,9 @@ def test_regions_are_read_from_text_and_mask():
         ({"box": "0,0,8,5"}, "box"),
         ({"scribble": "0,0 0,5"}, "scribble"),
         ({"mask": torch.zeros(1, *SIZE)}, "mask"),
+        ({"negative_points": "1,2"}, "negative_points"),
+        ({"negative_points": "1,2", "mask": NO_MASK}, "negative_points"),
+        ({"points": "1,2", "negative_points": "9,9"}, "negative_points"),
     ],
 )
 def test_wrong_regions_are_told_of_their_input(given, name):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFilter
 
-from diffusers_focus import Point
+from diffusers_focus import FocusUnderstandPipeline, Point, Strokes
 
 from integrations.comfyui import work
 from integrations.comfyui.tensors import InputError, write_pictures
-from tests.tiny import disk_mask, picture, seeded, shared_pipeline
+from tests.guides import controlnet_for
+from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
 PICTURES = [picture(0), picture(1), picture(2)]
 IMAGE = write_pictures(PICTURES)
@@ -41,6 +43,14 @@ def test_objects_of_a_batch_come_image_by_image():
     assert overlay.shape == (2, 64, 64, 3) and not torch.equal(overlay, IMAGE[:2])
     assert [float(line) for line in scores.split("\n")] == pytest.approx(np.concatenate(found.scores), abs=1e-4)
     assert len(text.split("\n")) == count
+
+
+def test_several_clicks_are_about_one_object():
+    pipe = shared_pipeline()
+    strokes = Strokes(Point(20, 20), Point(24, 18), Point(50, 50, positive=False))
+    found = pipe.segment(PICTURES[0], region=strokes).masks[0]
+    mask, *_, count = work.segment(pipe, IMAGE[:1], points="20,20 24,18", negative_points="50,50")
+    assert count == len(found) and (mask[0].numpy() == found.any(axis=0)).all()
 
 
 def test_nothing_found_is_an_empty_mask_and_no_error():
@@ -96,6 +106,35 @@ def test_edit_takes_its_place_from_target_or_mask():
         work.edit(shared_pipeline(), IMAGE[:1], " ", mask=MASK)
     with pytest.raises(InputError, match="^Input image: "):
         work.edit(shared_pipeline(), IMAGE[0], "make it blue", mask=MASK)
+
+
+def test_crop_negative_words_and_control_maps_reach_the_call():
+    unet = shared_pipeline().unet
+    pipe = tiny_pipeline(controlnet=controlnet_for(unet), unet=unet)
+    edges = write_pictures([PICTURES[0].filter(ImageFilter.FIND_EDGES)])
+    options = {"crop": 8, "negative": "a star", "control_image": edges, "control_strength": 0.5}
+    edited, _ = work.edit(pipe, IMAGE[:1], "make it blue", **OPTIONS, **options)
+    call = pipe.edit(
+        PICTURES[0],
+        "make it blue",
+        mask_image=disk_mask(),
+        num_inference_steps=2,
+        padding_mask_crop=8,
+        negative_prompt="a star",
+        control_image=PICTURES[0].filter(ImageFilter.FIND_EDGES),
+        controlnet_conditioning_scale=0.5,
+        generator=seeded(0),
+        output_type="pt",
+    )
+    assert torch.allclose(edited[0].movedim(-1, 0), call.images[0], atol=1e-6)
+    with pytest.raises(InputError, match="^Input control_image: there are 1 of 32 x 32 pixels for 1 images of 64 x 64"):
+        work.edit(pipe, IMAGE[:1], "make it blue", control_image=edges[:, ::2, ::2], **OPTIONS)
+
+
+def test_half_a_pipeline_says_what_it_cannot_do():
+    asking = FocusUnderstandPipeline.from_pipe(shared_pipeline())
+    with pytest.raises(InputError, match="^Input pipeline: a FocusUnderstandPipeline does not edit images"):
+        work.edit(asking, IMAGE[:1], "make it blue", mask=MASK)
 
 
 def test_generated_pictures_are_those_of_their_seeds():
