@@ -14,16 +14,9 @@ from typing import Any
 
 from PIL import GifImagePlugin, Image
 
-from .clips import DEFAULT_RATE
+from .clips import DEFAULT_RATE, VIDEOS
 
-CODECS = {
-    ".avi": "mpeg4",
-    ".m4v": "libx264",
-    ".mkv": "libx264",
-    ".mov": "libx264",
-    ".mp4": "libx264",
-    ".webm": "libvpx-vp9",
-}
+CODECS = {**dict.fromkeys(VIDEOS, "libx264"), ".avi": "mpeg4", ".webm": "libvpx-vp9"}
 """Endings of video files, and how they are encoded."""
 ENDINGS = (".gif", *CODECS)
 
