@@ -7,6 +7,7 @@ Video files are decoded by PyAV (extra `video`); GIFs and other animated picture
 
 from __future__ import annotations
 
+import importlib
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -146,13 +147,13 @@ class _Video(ClipFrames):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            import av
+            av = importlib.import_module("av")
         except ImportError as error:
             raise ValueError(
                 f"Reading the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "
                 "Or pass its frames as a list, an array or a folder of pictures."
             ) from error
-        self.av = av
+        self.av: Any = av
         # Times of all frames and which of them can be decoded by themselves, from the headers of the packets.
         with self._open() as (container, stream):
             rate = stream.average_rate

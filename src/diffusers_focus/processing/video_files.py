@@ -5,6 +5,7 @@ What is written is gone from memory; the file appears under its name only once i
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -91,13 +92,13 @@ class _Video(PictureFile):
     def __init__(self, path: Path, rate: float) -> None:
         super().__init__(path, rate)
         try:
-            import av
+            av = importlib.import_module("av")
         except ImportError as error:
             raise ValueError(
                 f"Writing the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "
                 "Or name a .gif."
             ) from error
-        self.av = av
+        self.av: Any = av
 
     def _begin(self, image: Image.Image) -> None:
         self.container = self.av.open(str(self.temporary), "w")
