@@ -39,8 +39,8 @@ class ClicksTask:
         source = batch.source(pipe, range(len(truths)))
         reached: dict[str, list[list[float]]] = {}
         for way in WAYS:
-            clicks: list[list[Point]] = [[first] for first, _ in pointed]
-            masks: list[np.ndarray] | None = None
+            clicks: list[list[Any]] = [[first] for first, _ in pointed]
+            masks: list[Any] | None = None
             for _ in range(CLICKS):
                 before = [None] * len(truths) if masks is None or way == "clicks" else masks
                 regions = [_strokes(own, mask) for own, mask in zip(clicks, before)]

@@ -7,7 +7,6 @@ Video files are decoded by PyAV (extra `video`); GIFs and other animated picture
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -147,7 +146,7 @@ class _Video(ClipFrames):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            av = importlib.import_module("av")
+            import av  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"Reading the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "

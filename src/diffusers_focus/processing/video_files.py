@@ -5,7 +5,6 @@ What is written is gone from memory; the file appears under its name only once i
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -92,7 +91,7 @@ class _Video(PictureFile):
     def __init__(self, path: Path, rate: float) -> None:
         super().__init__(path, rate)
         try:
-            av = importlib.import_module("av")
+            import av  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"Writing the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "

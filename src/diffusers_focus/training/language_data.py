@@ -175,8 +175,8 @@ class Mixture:
     pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
     for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
     of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
-    of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off in
-    the published recipe.
+    of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off
+    in the published recipe.
     """
 
     questions: int = 8
