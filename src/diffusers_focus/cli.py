@@ -230,7 +230,9 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    if _is_clip(args.image):
+    from .processing.clips import is_clip
+
+    if is_clip(args.image):
         _segment_clip(args)
         return
     if args.frame is not None:
@@ -262,48 +264,21 @@ def _segment(args: argparse.Namespace) -> None:
         print(content)
 
 
-def _is_clip(path: str) -> bool:
-    from PIL import Image, UnidentifiedImageError
-
-    from .processing.video_files import CODECS
-
-    if Path(path).is_dir() or Path(path).suffix.lower() in CODECS:
-        return True
-    try:
-        with Image.open(path) as picture:
-            return getattr(picture, "n_frames", 1) > 1
-    except UnidentifiedImageError:
-        return False
-    except FileNotFoundError:
-        return False  # told where the image is read
-
-
 def _segment_clip(args: argparse.Namespace) -> None:
-    from . import FocusClipWriter
-    from .processing.clips import open_clip
+    from .pipelines.clip_command import write_clip_masks
 
     region = _region(args)
     if args.expression is None and region is None and args.classes is None:
         raise ValueError("nothing to look for: give an EXPRESSION, --classes, --point, --box, --scribble or --mask")
-    if args.frame is not None and region is None:
-        raise ValueError("--frame says which frame a region is on; give --point, --box, --scribble or --mask")
-    clip = open_clip(args.image)
-    folder = Path(args.output or "masks")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"the output {str(folder)!r} is a file; a clip's masks go into a folder")
-    # The regions of a command line are about one object.
-    regions = None if region is None else {args.frame or 0: [region]}
-    stream = _load(args).stream_clip(clip, args.expression, regions, classes=args.classes, task=args.task)
-    overlay = Path(args.overlay).absolute() if args.overlay else "overlay.gif"
-    lines = Path(args.json).absolute() if args.json else None
-    with FocusClipWriter(folder, overlay=overlay, rate=clip.rate, lines=lines) as writer:
-        for frame in stream:
-            writer.write(frame)
-    if not writer.objects:
-        print("nothing found")
-    for number, one in sorted(writer.objects.items()):
-        print(f"{number}  {one['label']}  score {one['score']:.2f}  {one['frames']} frames")
-    print(folder)
+    write_clip_masks(
+        lambda: _load(args),
+        args.image,
+        args.output or "masks",
+        {"target": args.expression, "region": region, "classes": args.classes, "task": args.task},
+        frame=args.frame,
+        overlay=args.overlay,
+        lines=args.json,
+    )
 
 
 def _edit(args: argparse.Namespace) -> None:

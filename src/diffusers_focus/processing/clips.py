@@ -22,6 +22,7 @@ from .images import load_image_any
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of the files that are the frames of a folder."""
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DEFAULT_RATE = 12.0  # frames a second, where a clip does not say
 _BLOCK_BYTES = 32 * 2**20  # of decoded frames, when a video is read backwards
 
@@ -151,7 +152,7 @@ class _Video(ClipFrames):
                 f"Reading the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "
                 "Or pass its frames as a list, an array or a folder of pictures."
             ) from error
-        self.av = av
+        self.av: Any = av
         # Times of all frames and which of them can be decoded by themselves, from the headers of the packets.
         with self._open() as (container, stream):
             rate = stream.average_rate
@@ -246,6 +247,18 @@ def open_clip(frames: Any) -> ClipFrames:
     raise TypeError(
         f"A clip is a list of images, an array [frames, height, width, 3], a folder or a file, got {type(frames).__name__}."
     )
+
+
+def is_clip(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder, a video or an animated picture; False where there is nothing."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() in VIDEOS:
+        return True
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except (UnidentifiedImageError, FileNotFoundError):
+        return False
 
 
 def _of_sequence(frames: Any) -> ClipFrames:

@@ -14,16 +14,9 @@ from typing import Any
 
 from PIL import GifImagePlugin, Image
 
-from .clips import DEFAULT_RATE
+from .clips import DEFAULT_RATE, VIDEOS
 
-CODECS = {
-    ".avi": "mpeg4",
-    ".m4v": "libx264",
-    ".mkv": "libx264",
-    ".mov": "libx264",
-    ".mp4": "libx264",
-    ".webm": "libvpx-vp9",
-}
+CODECS = {**dict.fromkeys(VIDEOS, "libx264"), ".avi": "mpeg4", ".webm": "libvpx-vp9"}
 """Endings of video files, and how they are encoded."""
 ENDINGS = (".gif", *CODECS)
 
@@ -104,7 +97,7 @@ class _Video(PictureFile):
                 f"Writing the video {str(path)!r} needs PyAV, which is not installed: `pip install 'diffusers-focus[video]'`. "
                 "Or name a .gif."
             ) from error
-        self.av = av
+        self.av: Any = av
 
     def _begin(self, image: Image.Image) -> None:
         self.container = self.av.open(str(self.temporary), "w")
