@@ -1,7 +1,7 @@
 """Follow what a click points at through a clip, and edit it in every frame: python examples/edit_clip.py [CLIP X Y INSTRUCTION]
 
 CLIP is a folder of pictures or a GIF (or a video, with diffusers-focus[video]); X, Y a place on its first frame. By default a clip
-of four frames is drawn. Each frame is edited by itself, inside the object's mask. Writes edit_clip.gif: the masks above, the edits
+of four frames is drawn. Writes edit_clip.gif: the masks above, the edits
 below.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 from diffusers_focus import FocusPipeline, Point
 from diffusers_focus.data.clips import ClipSpec, sample_clip
+from diffusers_focus.processing.clips import open_clip
 from diffusers_focus.processing.drawing import contact_sheet, draw_masks
 
 PIPELINE = Path(__file__).resolve().parents[1] / "pipelines" / "focus-tiny"
@@ -28,12 +27,7 @@ else:
 
 pipe = FocusPipeline.from_pretrained(PIPELINE)
 sheets = []
-for frame in pipe.stream_clip(clip, region=click):  # one frame after the other, however long the clip is
-    mask = frame.masks.any(axis=0)
-    edited = frame.image
-    if mask.any():  # the object may be out of sight
-        generator = torch.Generator("cpu").manual_seed(0)
-        edited = pipe.edit(frame.image, instruction, mask_image=np.asarray(mask), generator=generator).images[0]
-    sheets.append(contact_sheet([draw_masks(frame.image, mask), edited], 1, cell=256))
-    print(f"frame {frame.index}: {int(mask.sum())} pixels")
+for frame, own in zip(pipe.stream_clip_edit(clip, instruction, region=click), open_clip(clip).forwards()):
+    sheets.append(contact_sheet([draw_masks(own[1], frame.mask), frame.image], 1, cell=256))
+    print(f"frame {frame.index}: {int(frame.mask.sum())} pixels")
 sheets[0].save("edit_clip.gif", save_all=True, append_images=sheets[1:], duration=250, loop=0)
