@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusers_focus import cli
-from diffusers_focus.processing.regions import Box, Mask, Point, Scribble
+from diffusers_focus.processing.regions import Box, Mask, Point, Scribble, Strokes
 
 
 @pytest.fixture
@@ -40,6 +40,8 @@ def error_of(capsys) -> str:
     [
         ([], None),
         (["--point", "3,4.5"], Point(3, 4.5)),
+        (["--point", "3,4", "--point", "5,6"], Strokes(Point(3, 4), Point(5, 6))),
+        (["--box", "1,2,30,20", "--not-point", "9,9"], Strokes(Box(1, 2, 30, 20), Point(9, 9, positive=False))),
         (["--box", "1,2,30,20"], Box(1, 2, 30, 20)),
         (["--scribble", "1,2 3,4"], Scribble([(1, 2), (3, 4)])),
     ],

@@ -111,6 +111,25 @@ class FocusSegment(io.ComfyNode):
             return io.NodeOutput(*work.segment(pipe, **inputs))
 
 
+class FocusSegmentClip(io.ComfyNode):
+    """FOCUS Segment Clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema("FocusSegmentClip")
+
+    @classmethod
+    def validate_inputs(
+        cls, points: str | None = None, box: str | None = None, scribble: str | None = None
+    ) -> bool | str:
+        return check_widgets({}, {"points": points, "box": box, "scribble": scribble})
+
+    @classmethod
+    def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
+        with pipeline.at_work() as pipe:
+            return io.NodeOutput(*work.segment_clip(pipe, **inputs))
+
+
 class FocusEdit(io.ComfyNode):
     """FOCUS Edit."""
 
@@ -149,4 +168,4 @@ class FocusExtension(ComfyExtension):
     """All of them."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FocusLoad, FocusAsk, FocusSegment, FocusEdit, FocusGenerate]
+        return [FocusLoad, FocusAsk, FocusSegment, FocusSegmentClip, FocusEdit, FocusGenerate]

@@ -178,6 +178,41 @@ NODES: dict[str, Node] = {
             Output("Int", "count", "The number of objects."),
         ),
     ),
+    "FocusSegmentClip": Node(
+        "FOCUS Segment Clip",
+        "Follows objects through the frames of a clip (an IMAGE batch): referred to in words, pointed at on one frame, or of some "
+        "classes.",
+        (
+            _PIPE,
+            Input("Image", "image", "The frames, in their order."),
+            _text(
+                "words", "What to look for; each line is an object of its own.", lines=True, placeholder="the circle"
+            ),
+            _text(
+                "class_names",
+                "In place of words: names of classes, separated by commas. Every object of them is followed.",
+                placeholder="circle, star",
+            ),
+            *_REGIONS,
+            _number("Int", "frame", "The frame that points, box, scribble and mask are on, from 0.", 0, 0, 100000, 1),
+            Input(
+                "Mask",
+                "mask",
+                "Points at the object on that frame: a rough mask of the frame's size. The empty 64x64 mask of images without "
+                "transparency counts as none.",
+                optional=True,
+            ),
+        ),
+        (
+            Output("Mask", "mask", "All objects together: one mask for each frame, for FOCUS Edit."),
+            Output(
+                "Mask", "objects", "A mask for each object and frame: all frames of the first object, then of the next."
+            ),
+            Output("Image", "overlay", "The frames with the objects drawn over them."),
+            Output("String", "text", "Name of each object and the frames it is seen in, one a line."),
+            Output("Int", "count", "The number of objects."),
+        ),
+    ),
     "FocusEdit": Node(
         "FOCUS Edit",
         "Changes exactly the region an instruction is about. Pixels outside it stay as they are.",

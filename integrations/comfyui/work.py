@@ -94,6 +94,56 @@ def segment(
     )
 
 
+def segment_clip(
+    pipe: Any,
+    image: torch.Tensor,
+    words: str = "",
+    class_names: str = "",
+    points: str = "",
+    box: str = "",
+    scribble: str = "",
+    frame: int = 0,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str, int]:
+    """Masks of each frame, masks of each object in each frame, overlays, descriptions and the number of objects."""
+    from diffusers_focus.processing.drawing import draw_masks
+
+    frames, size = read_images(image), _size(image)
+    if frame >= len(frames):
+        raise InputError("frame", f"there are {len(frames)} frames, numbered from 0; got {frame}.")
+    if mask is not None and mask.ndim > 2 and len(mask) == len(frames):
+        mask = mask[frame : frame + 1]  # of a batch of frames, the mask of the one that is pointed at
+    regions = read_regions(size, 1, points=points, box=box, scribble=scribble, mask=mask)
+    lines, names = [line.strip() for line in words.split("\n") if line.strip()], read_names(class_names)
+    asked = [
+        name
+        for name, value in (("words", lines), ("class_names", names), ("points, box, scribble or mask", regions))
+        if value
+    ]
+    if len(asked) != 1:
+        raise InputError(
+            "words",
+            "give exactly one of words, class_names, and a region (points, box, scribble, mask); got "
+            f"{' and '.join(asked) or 'none'}.",
+        )
+    _require(pipe, "segment_clip", "find objects")
+    region = None if regions is None else {frame: [regions[0]]}  # several regions of one object
+    with _named_inputs({"target": "words", "classes": "class_names"}):
+        found = pipe.segment_clip(frames, lines or None, region, classes=names or None)
+    masks = found.masks.reshape(-1, len(frames), *size)
+    text = [
+        f"{label}  in {int(seen.sum())} of {len(frames)} frames"
+        for label, seen in zip(found.labels, masks.any(axis=(2, 3)), strict=True)
+    ]
+    return (
+        write_masks(list(masks.any(axis=0)), size),
+        write_masks([one for object_masks in masks for one in object_masks], size),
+        write_pictures([draw_masks(one, masks[:, index]) for index, one in enumerate(frames)]),
+        "\n".join(text) or "nothing found",
+        len(masks),
+    )
+
+
 def edit(
     pipe: Any,
     image: torch.Tensor,

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .modular.modular_blocks import FocusGenerateBlocks as FocusGenerateBlocks
     from .modular.modular_blocks import FocusSegmentBlocks as FocusSegmentBlocks
     from .modular.modular_pipeline import FocusModularPipeline as FocusModularPipeline
+    from .pipelines._edit_clip import FocusClipEditOutput as FocusClipEditOutput
+    from .pipelines._edit_clip import FocusEditedFrame as FocusEditedFrame
     from .pipelines.clip_outputs import FocusClipOutput as FocusClipOutput
     from .pipelines.clip_outputs import FocusClipWriter as FocusClipWriter
     from .pipelines.focus import FocusPipeline as FocusPipeline
@@ -64,7 +66,9 @@ _HOMES: dict[str, str] = {
     "Box": "processing.regions",
     "FocusAskBlocks": "modular.modular_blocks",
     "FocusBlocks": "modular.modular_blocks",
+    "FocusClipEditOutput": "pipelines._edit_clip",
     "FocusClipFrame": "steps.clips",
+    "FocusEditedFrame": "pipelines._edit_clip",
     "FocusClipOutput": "pipelines.clip_outputs",
     "FocusClipWriter": "pipelines.clip_outputs",
     "FocusConditionStep": "modular.before_denoise",

@@ -152,6 +152,14 @@ def scene(truth, tmp_path):
     return file
 
 
+def test_a_port_that_is_taken_is_told(url):
+    from diffusers_focus.app.page import serve
+
+    port = int(url.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(OSError, match=f"127.0.0.1:{port}: is the port taken"):
+        serve(None, port=port, block=False)
+
+
 def test_point_edit_undo(user, scene, truth, tmp_path):
     user.upload(scene)
     user.told("128 x 128 pixels")

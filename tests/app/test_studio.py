@@ -70,8 +70,8 @@ def test_every_way_of_pointing_asks_the_pipeline_the_same(studio, session, way):
     found = {
         "click": lambda: (studio.click(session, 19, 20), {"region": Point(19, 20)}),
         "corners": lambda: (
-            (studio.corner(session, 30, 8), studio.corner(session, 8, 30))[1],
-            {"region": Box(8, 8, 31, 31)},
+            (studio.corner(session, 63.9, 8.2), studio.corner(session, 8, 63.5))[1],
+            {"region": Box(8, 8, 64, 64)},
         ),
         "box": lambda: (studio.box(session, (8, 8, 31, 31)), {"region": Box(8, 8, 31, 31)}),
         "strokes": lambda: (studio.strokes(session, disk_mask()), {"region": Mask(disk_mask())}),

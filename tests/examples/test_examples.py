@@ -52,6 +52,12 @@ def test_folder_in_batches(root, tmp_path):
     assert len(list((tmp_path / "scenes" / "edited").glob("*.png"))) == 4
 
 
+def test_clip_is_edited_frame_by_frame(root, tmp_path):
+    printed = run(root, tmp_path, "edit_clip.py")
+    assert [line.split(":")[0] for line in printed.splitlines()] == [f"frame {index}" for index in range(4)]
+    assert Image.open(tmp_path / "edit_clip.gif").n_frames == 4
+
+
 def test_variant_is_pushed_and_loaded(root, tmp_path):
     with Hub() as hub:
         env = hub.environment(tmp_path / "home")

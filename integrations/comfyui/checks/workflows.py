@@ -21,7 +21,8 @@ from integrations.comfyui.schema import NODES, OFFLOAD_AFTER, PIPELINE  # noqa: 
 
 FOLDER = PACK / "example_workflows"
 SCENE = 1_000_004  # of the still-life world: an orange ring, a red triangle, a striped green diamond before it
-IMAGE, PAINTED = "focus_scene.png", "focus_scene_painted.png"
+CLIP = 1_000_001
+IMAGE, PAINTED, FRAMES = "focus_scene.png", "focus_scene_painted.png", "focus_clip.png"
 
 # Stock nodes as far as the examples use them: sockets, widgets, what the editor stores beyond the widgets, outputs.
 STOCK: dict[str, tuple[dict[str, str], list[str], list[Any], dict[str, str]]] = {
@@ -108,6 +109,15 @@ def workflows() -> dict[str, dict[str, Step]]:
             ),
             "save": Step("SaveImage", (860, 60), {"filename_prefix": "focus_painted"}, {"images": ("edit", "image")}),
         },
+        "focus_edit_clip": {
+            **_start(FRAMES),
+            "follow": Step("FocusSegmentClip", (420, 60), {"points": "70,22"}, _FROM),
+            "edit": Step(
+                "FocusEdit", (860, 60), {"instruction": "remove the blue circle"}, {**_FROM, "mask": ("follow", "mask")}
+            ),
+            "overlay": Step("SaveImage", (860, 560), {"filename_prefix": "focus_follow"}, {"images": ("follow", "overlay")}),
+            "save": Step("SaveImage", (1300, 60), {"filename_prefix": "focus_clip"}, {"images": ("edit", "image")}),
+        },
     }  # fmt: skip
 
 
@@ -182,9 +192,10 @@ def editor_format(steps: dict[str, Step]) -> dict[str, Any]:
 
 
 def write_inputs(folder: Path) -> None:
-    """The scene, and the scene with the diamond painted over: transparent there, as the mask editor saves it."""
+    """The scene, the scene with the diamond painted over (transparent there, as the mask editor saves it), and a clip."""
     from PIL import Image, ImageDraw
 
+    from diffusers_focus.data.clips import ClipSpec, sample_clip
     from diffusers_focus.data.world import render, sample_scene
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +205,10 @@ def write_inputs(folder: Path) -> None:
     ImageDraw.Draw(alpha).line([(44, 9), (35, 30), (44, 49), (52, 30), (44, 9)], fill=0, width=17, joint="curve")
     scene.putalpha(alpha)
     scene.save(folder / PAINTED)
+    first, *others = [Image.fromarray(one.image) for one in sample_clip(CLIP, ClipSpec(frames=4)).renders()]
+    first.save(
+        folder / FRAMES, save_all=True, append_images=others, duration=250
+    )  # an animated PNG: LoadImage gives a batch
 
 
 def main() -> None:

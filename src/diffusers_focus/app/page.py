@@ -277,20 +277,26 @@ def serve(pipe: Any, *, host: str = "127.0.0.1", port: int = 7860, browser: bool
     folder = tempfile.TemporaryDirectory(prefix="diffusers-focus-")
     page = build_page(pipe, Path(folder.name))
     page.downloads = folder  # lives as long as the page
-    page.launch(
-        server_name=host,
-        server_port=port or None,
-        inbrowser=browser,
-        share=False,
-        prevent_thread_lock=True,
-        show_error=True,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        css=CSS,
-        quiet=True,
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port or None,
+            inbrowser=browser,
+            share=False,
+            prevent_thread_lock=True,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            css=CSS,
+            quiet=True,
+        )
+    except OSError as error:
+        folder.cleanup()
+        raise OSError(
+            f"The app cannot be shown at {host}:{port}: is the port taken? Another one is named by --port."
+        ) from error
     print(f"The app is at {page.local_url}; stop it with Ctrl+C.", flush=True)
     if block:
         page.block_thread()

@@ -168,7 +168,8 @@ class Studio:
             session.corner = (x, y)
             return "Now click the opposite corner."
         (x0, y0), session.corner = session.corner, None
-        return self.box(session, (min(x0, x), min(y0, y), max(x0, x) + 1, max(y0, y) + 1), mode)
+        left, top, right, bottom = (int(at) for at in (min(x0, x), min(y0, y), max(x0, x), max(y0, y)))
+        return self.box(session, (left, top, right + 1, bottom + 1), mode)  # with the pixels that were clicked
 
     def box(self, session: Session, edges: tuple[float, ...], mode: str = NEW) -> str:
         """What lies in a box x0, y0, x1, y1."""

@@ -24,13 +24,12 @@ from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..steps.fit import check_fit
 from ..steps.settings import RESOLUTION_GROUP
-from ._clip import FocusClipMixin
-from ._edit import FocusEditMixin
+from ._edit_clip import FocusEditClipMixin
 from ._hub import register_pipeline
 from ._lora import FocusLoraMixin
 
 
-class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusClipMixin, FocusEditMixin):
+class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipMixin):
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = "->".join(

@@ -39,7 +39,8 @@ from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .sample_data import SampleBatches
-from .trainer import StageRecipe, mean_over_processes
+from .terms import Figures, Terms
+from .trainer import StageRecipe
 
 WEIGHTS = {
     "text": 6.0,
@@ -157,14 +158,14 @@ class LanguageObjective:
 
     def loss(self, batch: LanguageBatch | Sequence[LanguageBatch], step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted sum of the terms that this batch has, each a mean over the parts and processes that share the step."""
-        terms, figures = _Terms(), _Figures()
+        terms, figures = Terms(next(self.components.vision_encoder.parameters()).device), Figures()
         for part in self._parts(batch):
             self._part_loss(part, terms, figures)
         if self.samples is not None:
             figures.add("skipped", float(self.samples.left_out), 1)
-        return terms.total(), {**figures.means(), **terms.means()}
+        return terms.total(WEIGHTS), {**figures.means(), **terms.means()}
 
-    def _part_loss(self, batch: LanguageBatch, terms: _Terms, figures: _Figures) -> None:
+    def _part_loss(self, batch: LanguageBatch, terms: Terms, figures: Figures) -> None:
         weight = next(self.components.vision_encoder.parameters())
         batch = batch.to(weight.device, weight.dtype)
         encoding = self._encode(batch) if len(batch.pixel_values) or batch.counts else None
@@ -326,7 +327,7 @@ class LanguageObjective:
         quality = of_prompts(out.quality_logits)[source, proposals].float()
         terms.add("quality", F.binary_cross_entropy_with_logits(quality, iou, reduction="none"))
         self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, pairs, chosen, terms, figures)
-        if self.mixture.clips and batch.scenes is not None:
+        if self.mixture.clips and batch.scenes.clips:
             embeds = of_prompts(out.instance_embeds)[source, proposals]
             self._identities(batch, embeds, pictures[source], torch.cat([o for _, o in pairs]), terms, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
@@ -512,48 +513,6 @@ class LanguageObjective:
 
         mark = torch.full((2,), 0.02)
         return torch.cat([mark, rows(inside_s), mark, rows(inside_p), mark])
-
-
-class _Terms:
-    """The terms of a loss as sums and counts, so that parts of a batch, and processes, share one mean."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, name: str, value: torch.Tensor, count: int | None = None, weight: float = 1.0) -> None:
-        """Values [n], or the mean of `count` values. A term of several `weight`s is a sum of that many means."""
-        total, number = (value.sum(), len(value)) if count is None else (value * count, count)
-        self._sums[name] = self._sums.get(name, 0.0) + weight * total.float()
-        if weight == 1.0:
-            self._counts[name] = self._counts.get(name, 0) + number
-
-    def means(self) -> dict[str, float]:
-        """Each term as this process alone has it."""
-        return {name: float(value.detach()) / max(1, self._counts[name]) for name, value in self._sums.items()}
-
-    def total(self) -> torch.Tensor:
-        """The weighted sum; its mean over the processes is that of one process with all of their batches."""
-        device = next(iter(self._sums.values())).device if self._sums else torch.device("cpu")
-        counts = torch.tensor([float(self._counts.get(name, 0)) for name in WEIGHTS], device=device)
-        counts = dict(zip(WEIGHTS, mean_over_processes(counts).clamp(min=1e-6)))
-        terms = [WEIGHTS[name] * value / counts[name] for name, value in self._sums.items()]
-        return torch.stack(terms).sum() if terms else torch.zeros(())
-
-
-class _Figures:
-    """Figures of the log as sums and counts."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
-
-    def add(self, name: str, total: float, count: int) -> None:
-        here = self._sums.setdefault(name, [0.0, 0])
-        here[0] += total
-        here[1] += count
-
-    def means(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self._sums.items() if count}
 
 
 def _seats(pictures: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:

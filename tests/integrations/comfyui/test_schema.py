@@ -17,6 +17,7 @@ from integrations.comfyui.schema import NODES, PIPELINE
 FUNCTIONS = {
     "FocusAsk": work.ask,
     "FocusSegment": work.segment,
+    "FocusSegmentClip": work.segment_clip,
     "FocusEdit": work.edit,
     "FocusGenerate": work.generate,
 }

@@ -68,6 +68,22 @@ def test_segment_wants_one_way_of_pointing(given):
         work.segment(shared_pipeline(), IMAGE[:1], **given)
 
 
+def test_objects_are_followed_through_the_frames_of_a_batch():
+    pipe, size = shared_pipeline(), (64, 64)
+    found = pipe.segment_clip(PICTURES, region={1: [[Point(20, 20), Point(24, 18)]]})
+    mask, objects, overlay, text, count = work.segment_clip(pipe, IMAGE, points="20,20 24,18", frame=1)
+    assert count == len(found.masks) == 1 and mask.shape == (3, *size) and overlay.shape == (3, *size, 3)
+    assert (mask.numpy() == found.masks[0]).all() and (objects.numpy() == found.masks[0]).all()
+    assert text.endswith(f"in {int(found.masks[0].any(axis=(1, 2)).sum())} of 3 frames")
+    found = pipe.segment_clip(PICTURES, ["the disk", "the square"])
+    _, objects, _, text, count = work.segment_clip(pipe, IMAGE, words="the disk\n\n the square ")
+    assert count == 2 and (objects.numpy() == found.masks.reshape(6, *size)).all() and len(text.split("\n")) == 2
+    with pytest.raises(InputError, match="^Input frame: there are 3 frames"):
+        work.segment_clip(pipe, IMAGE, points="20,20", frame=3)
+    with pytest.raises(InputError, match="^Input words: give exactly one"):
+        work.segment_clip(pipe, IMAGE)
+
+
 def test_edit_is_the_calls_picture_and_leaves_the_rest_to_the_last_bit():
     pipe, image = shared_pipeline(), IMAGE[:1] + 0.0007  # floats that are no multiples of 1 / 255
     edited, place = work.edit(pipe, image, "make it blue", seed=5, **OPTIONS)
