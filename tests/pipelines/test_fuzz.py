@@ -146,7 +146,7 @@ def run(count: int) -> dict[str, int]:
 
 def test_a_few_fuzzed_calls():
     outcomes = run(FEW)
-    assert min(outcomes.values()) >= 3, outcomes
+    assert min(outcomes.values()) >= 2, outcomes
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ class FocusSegmentStep(FocusStep):
     about = "Finds what an expression, a region or a list of names refers to."
     parts = (*_LANGUAGE, "mask_decoder")
     may_lack = ("mask_decoder",)  # its own error says what to do without one
-    settings = (*_SELECTING, "masks_trained")
+    settings = (*_SELECTING, "masks_trained", "instances_trained")
     reads = (
         read("image_encoding", required=True),
         read("target"),
