@@ -147,6 +147,29 @@ class FocusEdit(io.ComfyNode):
             return io.NodeOutput(*work.edit(pipe, **inputs))
 
 
+class FocusEditClip(io.ComfyNode):
+    """FOCUS Edit Clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema("FocusEditClip")
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        instruction: str | None = None,
+        points: str | None = None,
+        box: str | None = None,
+        scribble: str | None = None,
+    ) -> bool | str:
+        return check_widgets({"instruction": instruction}, {"points": points, "box": box, "scribble": scribble})
+
+    @classmethod
+    def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
+        with pipeline.at_work() as pipe:
+            return io.NodeOutput(*work.edit_clip(pipe, **inputs))
+
+
 class FocusGenerate(io.ComfyNode):
     """FOCUS Generate."""
 
@@ -168,4 +191,4 @@ class FocusExtension(ComfyExtension):
     """All of them."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FocusLoad, FocusAsk, FocusSegment, FocusSegmentClip, FocusEdit, FocusGenerate]
+        return [FocusLoad, FocusAsk, FocusSegment, FocusSegmentClip, FocusEdit, FocusEditClip, FocusGenerate]

@@ -87,6 +87,42 @@ _GUIDANCE = _number(
     "value.", 0.0, 0.0, 30.0, 0.1,
 )  # fmt: skip
 
+_EDITING = (
+    _SEED,
+    _STEPS,
+    _GUIDANCE,
+    _number(
+        "Float",
+        "strength",
+        "Share of the denoising to run on the image itself: less keeps more of it.",
+        1.0,
+        0.01,
+        1.0,
+        0.01,
+    ),
+    _number("Int", "grow", "Pixels to grow the region by; -1 leaves that to the pipeline.", -1, -1, 1024, 1),
+    _number(
+        "Int",
+        "feather",
+        "Reach of the region's soft edge in pixels; -1 leaves that to the pipeline.",
+        -1,
+        -1,
+        1024,
+        1,
+    ),
+    _number(
+        "Int",
+        "crop",
+        "Edits only the surroundings of the region, with so many pixels on every side, at the model's full resolution: for "
+        "small things in large images. -1 edits the whole image.",
+        -1,
+        -1,
+        4096,
+        1,
+    ),
+    _text("negative", "What the edit is guided away from; needs a pipeline that guides its visual tokens."),
+)
+
 NODES: dict[str, Node] = {
     "FocusLoad": Node(
         "Load FOCUS",
@@ -225,39 +261,7 @@ NODES: dict[str, Node] = {
                 "What the instruction is about, where it leaves that open and there is no mask.",
                 placeholder="the star",
             ),
-            _SEED,
-            _STEPS,
-            _GUIDANCE,
-            _number(
-                "Float",
-                "strength",
-                "Share of the denoising to run on the image itself: less keeps more of it.",
-                1.0,
-                0.01,
-                1.0,
-                0.01,
-            ),
-            _number("Int", "grow", "Pixels to grow the region by; -1 leaves that to the pipeline.", -1, -1, 1024, 1),
-            _number(
-                "Int",
-                "feather",
-                "Reach of the region's soft edge in pixels; -1 leaves that to the pipeline.",
-                -1,
-                -1,
-                1024,
-                1,
-            ),
-            _number(
-                "Int",
-                "crop",
-                "Edits only the surroundings of the region, with so many pixels on every side, at the model's full resolution: for "
-                "small things in large images. -1 edits the whole image.",
-                -1,
-                -1,
-                4096,
-                1,
-            ),
-            _text("negative", "What the edit is guided away from; needs a pipeline that guides its visual tokens."),
+            *_EDITING,
             _number("Float", "control_strength", "Weight of the control image.", 1.0, 0.0, 4.0, 0.05),
             Input(
                 "Mask",
@@ -277,6 +281,34 @@ NODES: dict[str, Node] = {
         (
             Output("Image", "image", "The edited images."),
             Output("Mask", "mask", "Where pixels were free to change."),
+        ),
+    ),
+    "FocusEditClip": Node(
+        "FOCUS Edit Clip",
+        "One instruction for every frame of a clip (an IMAGE batch), in the place that is followed through it.",
+        (
+            _PIPE,
+            Input("Image", "image", "The frames, in their order."),
+            _text("instruction", "What should happen.", lines=True, placeholder="make the star blue"),
+            _text(
+                "words",
+                "What the instruction is about. Without words and region the instruction itself says so, on the first frame.",
+                placeholder="the star",
+            ),
+            *_REGIONS,
+            _number("Int", "frame", "The frame that points, box, scribble and mask are on, from 0.", 0, 0, 100000, 1),
+            *_EDITING,
+            Input(
+                "Mask",
+                "mask",
+                "Points at the object on that frame: a rough mask of the frame's size. The empty 64x64 mask of images without "
+                "transparency counts as none.",
+                optional=True,
+            ),
+        ),
+        (
+            Output("Image", "image", "The edited frames."),
+            Output("Mask", "mask", "Where pixels were free to change, one mask for each frame."),
         ),
     ),
     "FocusGenerate": Node(

@@ -109,11 +109,7 @@ def segment_clip(
     from diffusers_focus.processing.drawing import draw_masks
 
     frames, size = read_images(image), _size(image)
-    if frame >= len(frames):
-        raise InputError("frame", f"there are {len(frames)} frames, numbered from 0; got {frame}.")
-    if mask is not None and mask.ndim > 2 and len(mask) == len(frames):
-        mask = mask[frame : frame + 1]  # of a batch of frames, the mask of the one that is pointed at
-    regions = read_regions(size, 1, points=points, box=box, scribble=scribble, mask=mask)
+    regions = _regions_on(frame, len(frames), size, mask, points=points, box=box, scribble=scribble)
     lines, names = [line.strip() for line in words.split("\n") if line.strip()], read_names(class_names)
     asked = [
         name
@@ -199,6 +195,50 @@ def edit(
     return result, places
 
 
+def edit_clip(
+    pipe: Any,
+    image: torch.Tensor,
+    instruction: str,
+    words: str = "",
+    points: str = "",
+    box: str = "",
+    scribble: str = "",
+    frame: int = 0,
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+    strength: float = 1.0,
+    grow: int = -1,
+    feather: int = -1,
+    crop: int = -1,
+    negative: str = "",
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edited frames, and where their pixels were free to change."""
+    frames, size, instruction = read_images(image), _size(image), _words("instruction", instruction)
+    regions = _regions_on(frame, len(frames), size, mask, points=points, box=box, scribble=scribble)
+    if regions is not None and words.strip():
+        raise InputError(
+            "words", "the region says already what it is about. Leave words empty, or take the region out."
+        )
+    _require(pipe, "edit_clip", "edit clips")
+    with _named_inputs({"prompt": "instruction", "target": "words"}):
+        out = pipe.edit_clip(
+            frames,
+            instruction,
+            words.strip() or None,
+            None if regions is None else {frame: [regions[0]]},
+            generator=_generators(seed, [0])[0],
+            mask_dilation=grow if grow >= 0 else None,
+            mask_blur=feather if feather >= 0 else None,
+            padding_mask_crop=crop if crop >= 0 else None,
+            negative_prompt=negative.strip() or None,
+            strength=strength,
+            **_sampling(steps, guidance),
+        )
+    return keep_own_values(write_pictures(out.images), image), write_masks(list(out.edit_masks), size)
+
+
 def generate(
     pipe: Any,
     description: str,
@@ -235,6 +275,17 @@ def _control_maps(control_image: torch.Tensor, image: torch.Tensor) -> list[Any]
             f"{image.shape[2]} x {image.shape[1]}. Give one for all or one for each, of the images' size.",
         )
     return maps
+
+
+def _regions_on(
+    frame: int, count: int, size: tuple[int, int], mask: torch.Tensor | None, **pointed: str
+) -> list[Any] | None:
+    """What points at an object on one frame of a clip of `count` frames."""
+    if frame >= count:
+        raise InputError("frame", f"there are {count} frames, numbered from 0; got {frame}.")
+    if mask is not None and mask.ndim > 2 and len(mask) == count:
+        mask = mask[frame : frame + 1]  # of a batch of frames, the mask of the one that is pointed at
+    return read_regions(size, 1, mask=mask, **pointed)
 
 
 def _size(image: torch.Tensor) -> tuple[int, int]:

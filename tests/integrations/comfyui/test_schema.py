@@ -19,6 +19,7 @@ FUNCTIONS = {
     "FocusSegment": work.segment,
     "FocusSegmentClip": work.segment_clip,
     "FocusEdit": work.edit,
+    "FocusEditClip": work.edit_clip,
     "FocusGenerate": work.generate,
 }
 STOCK = workflows.STOCK

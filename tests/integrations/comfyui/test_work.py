@@ -84,6 +84,23 @@ def test_objects_are_followed_through_the_frames_of_a_batch():
         work.segment_clip(pipe, IMAGE)
 
 
+def test_a_clip_is_edited_in_the_place_that_is_followed():
+    pipe, options = shared_pipeline(), {"num_inference_steps": 1, "mask_dilation": 2}
+    out = pipe.edit_clip(PICTURES, "make it blue", region={1: [[Point(20, 20)]]}, generator=seeded(5), **options)
+    edited, place = work.edit_clip(pipe, IMAGE, "make it blue", points="20,20", frame=1, seed=5, steps=1, grow=2)
+    assert torch.equal(edited, write_pictures(out.images)) and (place.numpy() == out.edit_masks).all() and place.any()
+    assert torch.equal(edited[place == 0][:1], IMAGE[place == 0][:1])
+    words, _ = work.edit_clip(pipe, IMAGE, "make it blue", words="the disk", seed=5, steps=1)
+    call = pipe.edit_clip(PICTURES, "make it blue", "the disk", generator=seeded(5), num_inference_steps=1)
+    assert torch.equal(words, write_pictures(call.images))
+    with pytest.raises(InputError, match="^Input words: the region says already"):
+        work.edit_clip(pipe, IMAGE, "make it blue", words="the disk", points="20,20")
+    with pytest.raises(InputError, match="^Input instruction: it is empty"):
+        work.edit_clip(pipe, IMAGE, " ")
+    with pytest.raises(InputError, match="^Input frame: there are 3 frames"):
+        work.edit_clip(pipe, IMAGE, "make it blue", points="20,20", frame=3)
+
+
 def test_edit_is_the_calls_picture_and_leaves_the_rest_to_the_last_bit():
     pipe, image = shared_pipeline(), IMAGE[:1] + 0.0007  # floats that are no multiples of 1 / 255
     edited, place = work.edit(pipe, image, "make it blue", seed=5, **OPTIONS)
