@@ -75,12 +75,24 @@ _ROUGH_MASK = Input(
     "one for each. The empty 64x64 mask of an image without transparency counts as none.",
     optional=True,
 )
-_SEED = Input(
-    "Int",
-    "seed",
-    "The same seed gives the same picture. Image number i of a batch is drawn with seed + i.",
-    options={"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True},
+_FRAMES = Input("Image", "image", "The frames, in their order.")
+_FRAME = _number("Int", "frame", "The frame that points, box, scribble and mask are on, from 0.", 0, 0, 100000, 1)
+_MASK_ON_FRAME = Input(
+    "Mask",
+    "mask",
+    "Points at the object on that frame: a rough mask of the frame's size. The empty 64x64 mask of images without "
+    "transparency counts as none.",
+    optional=True,
 )
+
+
+def _seed(tooltip: str) -> Input:
+    limits = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
+    return Input("Int", "seed", f"The same seed gives the same picture. {tooltip}", options=limits)
+
+
+_SEED = _seed("Image number i of a batch is drawn with seed + i.")
+_CLIP_SEED = _seed("Every frame is drawn with it.")
 _STEPS = _number("Int", "steps", "Denoising steps; 0 takes the pipeline's own number.", 0, 0, 1000, 1)
 _GUIDANCE = _number(
     "Float", "guidance", "How strongly the visual tokens steer the drawing; 1 switches guidance off, 0 takes the pipeline's own "
@@ -88,7 +100,6 @@ _GUIDANCE = _number(
 )  # fmt: skip
 
 _EDITING = (
-    _SEED,
     _STEPS,
     _GUIDANCE,
     _number(
@@ -220,7 +231,7 @@ NODES: dict[str, Node] = {
         "classes.",
         (
             _PIPE,
-            Input("Image", "image", "The frames, in their order."),
+            _FRAMES,
             _text(
                 "words", "What to look for; each line is an object of its own.", lines=True, placeholder="the circle"
             ),
@@ -230,14 +241,8 @@ NODES: dict[str, Node] = {
                 placeholder="circle, star",
             ),
             *_REGIONS,
-            _number("Int", "frame", "The frame that points, box, scribble and mask are on, from 0.", 0, 0, 100000, 1),
-            Input(
-                "Mask",
-                "mask",
-                "Points at the object on that frame: a rough mask of the frame's size. The empty 64x64 mask of images without "
-                "transparency counts as none.",
-                optional=True,
-            ),
+            _FRAME,
+            _MASK_ON_FRAME,
         ),
         (
             Output("Mask", "mask", "All objects together: one mask for each frame, for FOCUS Edit."),
@@ -261,6 +266,7 @@ NODES: dict[str, Node] = {
                 "What the instruction is about, where it leaves that open and there is no mask.",
                 placeholder="the star",
             ),
+            _SEED,
             *_EDITING,
             _number("Float", "control_strength", "Weight of the control image.", 1.0, 0.0, 4.0, 0.05),
             Input(
@@ -288,7 +294,7 @@ NODES: dict[str, Node] = {
         "One instruction for every frame of a clip (an IMAGE batch), in the place that is followed through it.",
         (
             _PIPE,
-            Input("Image", "image", "The frames, in their order."),
+            _FRAMES,
             _text("instruction", "What should happen.", lines=True, placeholder="make the star blue"),
             _text(
                 "words",
@@ -296,15 +302,10 @@ NODES: dict[str, Node] = {
                 placeholder="the star",
             ),
             *_REGIONS,
-            _number("Int", "frame", "The frame that points, box, scribble and mask are on, from 0.", 0, 0, 100000, 1),
+            _FRAME,
+            _CLIP_SEED,
             *_EDITING,
-            Input(
-                "Mask",
-                "mask",
-                "Points at the object on that frame: a rough mask of the frame's size. The empty 64x64 mask of images without "
-                "transparency counts as none.",
-                optional=True,
-            ),
+            _MASK_ON_FRAME,
         ),
         (
             Output("Image", "image", "The edited frames."),

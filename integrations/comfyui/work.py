@@ -64,14 +64,7 @@ def segment(
     if regions is not None:  # several are about one object
         regions = [Strokes(*group) if len(group) > 1 else group[0] for group in regions]
     names = read_names(class_names)
-    given = {"words": words.strip(), "class_names": names, "points, box, scribble or mask": regions}
-    asked = [name for name, value in given.items() if value]
-    if len(asked) != 1:
-        raise InputError(
-            "words",
-            "give exactly one of words, class_names, and a region (points, box, scribble, mask); got "
-            f"{' and '.join(asked) or 'none'}.",
-        )
+    _one_of(words.strip(), names, regions)
     options: dict[str, Any] = {"score_threshold": threshold, "fallback_threshold": threshold} if threshold else {}
     _require(pipe, "segment", "find objects")
     with _named_inputs({"target": "words", "classes": "class_names"}):
@@ -111,17 +104,7 @@ def segment_clip(
     frames, size = read_images(image), _size(image)
     regions = _regions_on(frame, len(frames), size, mask, points=points, box=box, scribble=scribble)
     lines, names = [line.strip() for line in words.split("\n") if line.strip()], read_names(class_names)
-    asked = [
-        name
-        for name, value in (("words", lines), ("class_names", names), ("points, box, scribble or mask", regions))
-        if value
-    ]
-    if len(asked) != 1:
-        raise InputError(
-            "words",
-            "give exactly one of words, class_names, and a region (points, box, scribble, mask); got "
-            f"{' and '.join(asked) or 'none'}.",
-        )
+    _one_of(lines, names, regions)
     _require(pipe, "segment_clip", "find objects")
     region = None if regions is None else {frame: [regions[0]]}  # several regions of one object
     with _named_inputs({"target": "words", "classes": "class_names"}):
@@ -275,6 +258,18 @@ def _control_maps(control_image: torch.Tensor, image: torch.Tensor) -> list[Any]
             f"{image.shape[2]} x {image.shape[1]}. Give one for all or one for each, of the images' size.",
         )
     return maps
+
+
+def _one_of(words: Any, names: Any, regions: Any) -> None:
+    """Refuse what says in two ways, or in none, what is looked for."""
+    given = {"words": words, "class_names": names, "points, box, scribble or mask": regions}
+    asked = [name for name, value in given.items() if value]
+    if len(asked) != 1:
+        raise InputError(
+            "words",
+            "give exactly one of words, class_names, and a region (points, box, scribble, mask); got "
+            f"{' and '.join(asked) or 'none'}.",
+        )
 
 
 def _regions_on(

@@ -136,6 +136,20 @@ def test_mistakes_are_named(pipe, options, kind, says):
         edit(pipe, **options)
 
 
+def test_what_does_not_fit_is_refused_before_a_token_is_written(pipe):
+    written = []
+    watch = pipe.language_model.lm_head.register_forward_hook(lambda *_: written.append(1))
+    try:
+        for options in ({"control_image": EDGES.resize((8, 8))}, {"decoder_prompt": ["a", "b"]}):
+            with pytest.raises(ValueError):
+                edit(pipe, **options)
+        assert not written
+        edit(pipe)
+        assert written
+    finally:
+        watch.remove()
+
+
 def test_what_is_missing_is_named(pipe, monkeypatch):
     bare = tiny_pipeline()
     with pytest.raises(ValueError, match="need a ControlNet, and this pipeline has none"):

@@ -7,6 +7,7 @@ which latents may move and which pixels are replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -243,7 +244,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             generator = generator_list(generator, len(descriptions))
             options["negative"] = negative_prompts(negative_prompt, len(texts), num_images_per_prompt)
             guides = [GuideRow() for _ in texts]
-            codes = generation_codes(self, descriptions, size, generator=generator, **options)
+            write = partial(generation_codes, self, descriptions, size, generator=generator, **options)
         else:
             encoding = single_images(self.encode_image(image), "An edit")
             size = token_resolution(self.image_processor, height, width, encoding.size)
@@ -265,19 +266,18 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             edit_masks = [mask for mask in once_masks for _ in range(num_images_per_prompt)]
             if preserve_background and output_type != "latent" and not any(mask.any() for mask in edit_masks):
                 self.maybe_free_model_hooks()
-                unchanged = composite.own_pixels(self, whole[0], whole[1]) if whole else None
-                unchanged = unchanged or composite.own_pixels(self, encoding, images)
+                unchanged = composite.own_pixels(self, *(whole[:2] if whole else (encoding, images)))
                 return self._edit_output(unchanged, places, output_type, return_dict)
             placements = encoding.inputs.placements
             guides = [
                 GuideRow(own[source], place.edit_mask, boxes[row] if boxes else None, placements[one.image])
                 for row, (source, place, one) in enumerate(zip(sources, places, once))
             ]
-            codes = edit_codes(self, encoding, prompts, edit_masks, generator=generator, **options)
-        tokens = denoise.token_map(self, *codes).to(device)
+            write = partial(edit_codes, self, encoding, prompts, edit_masks, generator=generator, **options)
         decoded = decoded_size(*size, self.image_processor.decode_scale)
         grid = latent_grid(*size, self.image_processor.decode_scale, self.image_processor.vae_scale_factor)
 
+        # Before any token is written, so that what does not fit is refused at once.
         words = self._decoder_text(
             decoder_prompt, negative_decoder_prompt, prompt_weighting, len(guides), num_images_per_prompt, device
         )
@@ -290,6 +290,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             num_images_per_prompt,
             decoded,
         )  # fmt: skip
+        tokens = denoise.token_map(self, *write()).to(device)
         latent_mask = source = None
         if encoding is not None:
             latent_mask = composite.latent_masks(encoding, images, edit_masks, grid).to(device)

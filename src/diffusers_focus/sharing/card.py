@@ -76,7 +76,8 @@ Measured on $measured
 
 It knows only its world. It has seen flat shapes in eight colours and the words for them in lower case, and nothing
 else: a photograph can be opened, segmented and edited with it, but what comes out says nothing about photographs. It
-shows that the whole system works; the sizes of the paper's components are a matter of configuration.
+shows that the whole system works; the sizes of the paper's components are a matter of configuration. Drawing from a
+description alone was part of its training and has not been learnt: the call runs, its pictures mean nothing.
 """
 )
 
