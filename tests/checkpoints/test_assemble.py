@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from diffusers_focus.cli import main
 
 from tests.checkpoints import originals
 from tests.checkpoints.published import OPTIONS, write_originals, write_parts
+from tests.hub.stand_in import Hub
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,23 @@ def test_the_command_line_converts_both_ways(disk, tmp_path, capsys):
     back = ["--pipeline", str(tmp_path / "out"), "--output", str(tmp_path / "back"), "--which", "decoder"]
     assert main(["convert", "to-original", *back]) == 0
     assert (tmp_path / "back" / "decoder" / "vae" / "config.json").is_file()
+
+
+def test_what_was_converted_goes_to_the_hub(disk, tmp_path):
+    """In a process of its own, with the real client; all of the folder arrives, in a private repository."""
+    given = ["--tokenizer", str(disk.tokenizer), "--language-model", str(disk.language_model)]
+    given += ["--decoder", str(disk.decoder), "--output", str(tmp_path / "out"), "--push-to-hub", "me/mine"]
+    command = [sys.executable, "-m", "diffusers_focus.cli", "convert", "illume-plus", *given]
+    with Hub() as hub:
+        done = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert hub.repositories["me/mine"].private
+        arrived = hub.files("me/mine")
+    written = {
+        str(path.relative_to(tmp_path / "out")): path for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    assert set(arrived) - {".gitattributes"} == set(written) and "README.md" in written
+    assert all(arrived[name] == path.read_bytes() for name, path in written.items())
 
 
 def test_the_commands_of_the_readme_run(disk, parts, root, tmp_path, monkeypatch):
