@@ -277,8 +277,8 @@ def write_expressions(root: Path, split: str = "valid", annotated: bool = True) 
     path.write_text(json.dumps({"videos": videos}))
 
 
-def write_revos(root: Path) -> None:
-    """meta_expressions_valid_.json and mask_dict.json: one object, both, none."""
+def write_revos(root: Path, foreground: bool = False) -> None:
+    """meta_expressions_valid_.json and mask_dict.json: one object, both, none; mask_dict_foreground.json where asked for."""
     frames = [f"{f:05d}" for f in range(5)]
     masks = {}
     for number in (1, 2):
@@ -297,6 +297,12 @@ def write_revos(root: Path) -> None:
     videos = {"set/clip": {"expressions": expressions, "frames": frames, "height": 40, "width": 60, "vid_id": 0}}
     (root / "meta_expressions_valid_.json").write_text(json.dumps({"videos": videos}))
     (root / "mask_dict.json").write_text(json.dumps(masks))
+    if foreground:  # of a video that has a third object no expression is about, down to its last row
+        everything = [davis_map(f) > 0 for f in range(5)]
+        for mask in everything:
+            mask[-1] = True
+        given = {"masks_rle": [encode_rle(mask) for mask in everything], "foreground_ratio": [0.2] * 5}
+        (root / "mask_dict_foreground.json").write_text(json.dumps({"set/clip": given}))
 
 
 def write_youtube_vis(root: Path, annotated: bool = True) -> None:

@@ -1,10 +1,11 @@
 """Recompute the stored numbers of test_official.py with the benchmarks' own code.
 
-    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR > tests/evaluation/official.json
+    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR --revos DIR > official.json
 
-DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA and
-youtubevos/cocoapi; the file names the commits. `--only NAME` computes one part anew and keeps the others as they are in the
-file. Needs numpy, opencv-python, scikit-image, pycocotools and a Python up to 3.12 (VQA is Python 2 and goes through lib2to3).
+DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA,
+youtubevos/cocoapi and cilinyan/VISA; the file names the commits. `--only NAME` computes one part anew and keeps the others
+as they are in the file. Needs numpy, opencv-python, scikit-image, pycocotools and a Python up to 3.12 (VQA is Python 2 and goes
+through lib2to3).
 Nothing of those repositories is kept here: the functions run where they are, on the masks of mask_pairs.py and the answers of
 answer_cases.py, and only what they return is stored.
 """
@@ -28,7 +29,8 @@ from types import SimpleNamespace
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA", "ytvis": "youtubevos/cocoapi"}
+CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA"}
+CLONES |= {"ytvis": "youtubevos/cocoapi", "revos": "VISA"}
 
 
 def load(path: Path, name: str):
@@ -166,6 +168,15 @@ def ytvis(folder: Path, clips: list[dict]) -> dict:
     }
 
 
+def revos(folder: Path, triples) -> list[float]:
+    """The robustness of every frame, as a clip of one."""
+    metrics = load(folder / "tools" / "metrics.py", "revos_metrics")
+    return [
+        float(metrics.get_r2vos_robustness(*([m.astype(np.uint8)] for m in (truth, predicted, foreground)))[0])
+        for predicted, truth, foreground in triples
+    ]
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser()
@@ -176,12 +187,14 @@ def main() -> None:
     pairs = load(HERE / "mask_pairs.py", "mask_pairs").mask_pairs()
     cases = load(HERE / "answer_cases.py", "answer_cases")
     tubes = load(HERE / "tube_cases.py", "tube_cases").tube_cases()
+    triples = load(HERE / "mask_pairs.py", "mask_pairs").foreground_triples()
     parts = {
         "davis": lambda: davis(args.davis, pairs),
         "rela": lambda: rela(args.rela, pairs),
         "pope": lambda: pope(args.pope, *cases.yes_no_cases()),
         "vqa": lambda: vqa(args.vqa, cases.vqa_cases()),
         "ytvis": lambda: ytvis(args.ytvis, tubes),
+        "revos": lambda: revos(args.revos, triples),
     }
     names = [args.only] if args.only else list(CLONES)
     found = json.loads((HERE / "official.json").read_text()) if args.only else {"commits": {}, "numpy": np.__version__}

@@ -76,7 +76,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         name: Benchmark(lambda root, split, by, p: videos.expression_records(root, split), "expressions", "valid")
         for name in ("ref-davis", "ref-youtube-vos")
     },
-    "revos": Benchmark(lambda root, split, by, p: videos.revos_records(root, split), "expressions", "valid"),
+    "revos": Benchmark(lambda root, split, by, p: videos.revos_records(root, split, True), "expressions", "valid"),
     "youtube-vis": Benchmark(lambda root, split, by, p: videos.youtube_vis_records(root, split), "tubes", "valid"),
     "pope": Benchmark(lambda root, split, by, p: questions.pope_records(root, split), "yes_no", "random"),
     "vqa": Benchmark(lambda root, split, by, p: questions.vqa_records(root, split), "vqa", "val"),

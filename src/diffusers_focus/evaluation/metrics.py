@@ -205,6 +205,24 @@ def _near(mask: np.ndarray, radius: int) -> np.ndarray:
     return result
 
 
+def robustness(predicted: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> float:
+    """R of ReVOS (Yan et al. 2024; VISA's tools/metrics.py): how little is found beside the truth, over the frames of a clip.
+
+    The mean over frames of max(0, 1 - false / all), where `false` are the pixels found outside of the truth and `all` those of
+    any object that the clip's expressions are about. 1 where nothing false is found.
+
+    Args:
+        predicted, truth, foreground: bool [frames, H, W].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    predicted, truth = _same_shape(predicted, truth)
+    foreground, _ = _same_shape(foreground, truth)
+    false, whole = (predicted & ~truth).sum(axis=(1, 2)), foreground.sum(axis=(1, 2))
+    return float(np.maximum(1 - false / (whole + 1e-6), 0.0).mean())
+
+
 def clip_statistics(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, recall, decay) of J or F over the frames of one object in one clip, after DAVIS 2017.
 
