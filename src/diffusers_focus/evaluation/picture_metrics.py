@@ -7,6 +7,7 @@ flickers are this project's own measures. Pictures are [H, W, 3] with levels in 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 
@@ -64,10 +65,9 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
         raise ValueError(
             "SSIM is computed by scikit-image, which is not installed; pip install 'diffusers-focus[eval]'."
         )
-    from skimage.metrics import structural_similarity
-
+    compare = importlib.import_module("skimage.metrics").structural_similarity
     return float(
-        structural_similarity(
+        compare(
             np.asarray(first, dtype=np.float64),
             np.asarray(second, dtype=np.float64),
             **{"data_range": 255, "channel_axis": -1},
