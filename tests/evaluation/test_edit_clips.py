@@ -69,7 +69,8 @@ def test_the_true_edit_is_right_and_still():
     for name in ("right", "right_frames", "still_outside", "mask_mIoU"):
         assert value(figures, name) == 1.0, name
     assert value(figures, "psnr_inside") == 100.0
-    assert value(figures, "flicker_ratio") == 1.0 and value(figures, "flicker_truth") > 0.5
+    assert value(figures, "flicker_ratio") == value(figures, "flicker_ratio_most") == 1.0
+    assert value(figures, "flicker_truth") > 0.5
     assert value(figures, "flicker_outside") == value(figures, "flicker_outside_most") == 0.0
     assert set(figures["kinds"]) == {row["kind"] for row in records} <= set(EDIT_KINDS) and len(figures["kinds"]) > 2
 
@@ -87,7 +88,7 @@ def test_what_shakes_is_found_out():
         return np.clip(levels, 0, 255).astype(np.uint8)
 
     figures, _ = measured(Editor(shake))
-    assert value(figures, "flicker_ratio") > 1.5 and value(figures, "still_outside") == 1.0
+    assert value(figures, "flicker_ratio_most") >= value(figures, "flicker_ratio") > 1.5 and value(figures, "still_outside") == 1.0
 
     def leak(frame, picture, support):
         picture[0, 0] ^= 2 * (frame == 1)

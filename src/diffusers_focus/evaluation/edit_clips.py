@@ -135,7 +135,9 @@ def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     moving = [record for record in records if record.get("flicker_truth")]
     if moving:
         found["flicker_ratio"] = figure(moving, "flicker_inside", "flicker_truth")
-    most = [record["flicker_outside_most"] for record in records if "flicker_outside_most" in record]
-    if most:
-        found["flicker_outside_most"] = {"value": max(most), "count": len(most)}
+        most = max(record["flicker_inside"] / record["flicker_truth"] for record in moving)
+        found["flicker_ratio_most"] = {"value": round(most, 6), "count": len(moving)}
+    levels = [record["flicker_outside_most"] for record in records if "flicker_outside_most" in record]
+    if levels:
+        found["flicker_outside_most"] = {"value": max(levels), "count": len(levels)}
     return found

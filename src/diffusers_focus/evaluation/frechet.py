@@ -1,8 +1,8 @@
 """FID: the Frechet distance between the features of drawn and of real pictures.
 
 Heusel et al. 2017 (arXiv 1706.08500), MJHQ-30K's measure. The distance of two Gaussians is
-|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2). Means and covariances are summed up batch by batch, so no features are kept; they are numbers of numpy's double precision, since a
-covariance of 2,048 features is a small difference of large sums.
+|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2). Means and covariances are summed up batch by batch, so no features are kept; they are in
+numpy's double precision, since a covariance of 2,048 features is a small difference of large sums.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Moments:
     @property
     def mean(self) -> np.ndarray:
         """[D]."""
-        return self._known()[0] / self.count + self.centre
+        total, _, centre = self._known()
+        return total / self.count + centre
 
     @property
     def covariance(self) -> np.ndarray:
@@ -65,13 +66,13 @@ class Moments:
         Raises:
             ValueError: there are fewer than two pictures.
         """
-        total, products = self._known()
+        total, products, _ = self._known()
         return (products - np.outer(total, total) / self.count) / (self.count - 1)
 
-    def _known(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.count < 2 or self.total is None or self.products is None:
+    def _known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.count < 2 or self.total is None or self.products is None or self.centre is None:
             raise ValueError(f"A covariance needs at least two pictures, got {self.count}.")
-        return self.total, self.products
+        return self.total, self.products, self.centre
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:

@@ -111,7 +111,7 @@ class Clip:
         folder, config = _folder(path, "CLIP")
         if config.get("model_type") != "clip":
             raise ValueError(f"{str(folder)!r} holds a model of the type {config.get('model_type')!r}, not CLIP.")
-        self.model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+        self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.device = device
         self.prepare = _preparation(folder, self.model.config.vision_config.image_size, clip=True)
@@ -149,7 +149,7 @@ class Dino:
         folder, config = _folder(path, "DINO")
         if config.get("model_type") not in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"):
             raise ValueError(f"{str(folder)!r} holds a model of the type {config.get('model_type')!r}, not DINO.")
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+        self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         self.device = device
         self.prepare = _preparation(folder, self.model.config.image_size, clip=False)
 
@@ -266,7 +266,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Cosine of two vectors [D], in [-1, 1]: CLIP-I and DINO of two pictures, CLIP-T of a picture and a text. 0 for a zero vector."""
+    """Cosine of two vectors [D], in [-1, 1]: CLIP-I and DINO of two pictures, CLIP-T of a picture and a text; 0 of zero."""
     lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.dot(first, second)) / lengths if lengths > 1e-12 else 0.0
 
