@@ -482,7 +482,7 @@ def status(*argv) -> int:
         (["refcoco"], "give --data"),
         (["refcoco", "--data", ".", "--tasks", "referring"], "--tasks belong"),
         (["--data", "."], "name it"),
-        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips only"),
+        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips and of drawn pictures only"),
         (["refcoco", "--data", "missing"], "no folder"),
         (["refcoco", "--data", ".", "--protocol", "both"], "sentence, merged"),
         (["refcoco", "--data", ".", "--split", "testC"], "testA, testB"),

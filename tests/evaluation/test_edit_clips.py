@@ -88,7 +88,10 @@ def test_what_shakes_is_found_out():
         return np.clip(levels, 0, 255).astype(np.uint8)
 
     figures, _ = measured(Editor(shake))
-    assert value(figures, "flicker_ratio_most") >= value(figures, "flicker_ratio") > 1.5 and value(figures, "still_outside") == 1.0
+    assert (
+        value(figures, "flicker_ratio_most") >= value(figures, "flicker_ratio") > 1.5
+        and value(figures, "still_outside") == 1.0
+    )
 
     def leak(frame, picture, support):
         picture[0, 0] ^= 2 * (frame == 1)

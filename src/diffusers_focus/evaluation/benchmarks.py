@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.benchmarks import questions, refer, segmentation, videos
+from ..data.benchmarks import edits, generation, questions, refer, segmentation, videos
 from ..data.folders import SampleFolder
 from ..data.samples import Query, Truth, names_of, read_query, read_truth
+from .drawing import Drawing, write_drawn_gallery
 from .gallery import write_gallery
+from .picture_scores import Measures, fid_figures, has_ssim, picture_figures
 from .run import hardware, versions, write_json
 from .scores import SCORERS
 from .video_scores import read_expression_masks, read_object_maps, tube_reader
@@ -54,6 +56,11 @@ class Benchmark:
     split: str
     protocols: tuple[str, ...] = ()
     has_split_by: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are drawn and kept."""
+        return self.scorer == "pictures"
 
 
 def _refer(dataset: str) -> Callable[..., Iterable[dict[str, Any]]]:
@@ -83,6 +90,21 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mmbench": Benchmark(
         lambda root, split, by, p: questions.mmbench_records(root, split), "choices", "mmbench_dev_en"
     ),
+    "emu-edit": Benchmark(lambda root, split, by, p: edits.emu_edit_records(root, split), "pictures", "test"),
+    "magicbrush": Benchmark(
+        lambda root, split, by, kind: edits.magicbrush_records(root, split, kind or "single-turn"),
+        *("pictures", "test", edits.MAGICBRUSH_PROTOCOLS),
+    ),
+    "imgedit": Benchmark(
+        lambda root, split, by, part: edits.imgedit_records(root, part or "basic"),
+        *("pictures", "", tuple(edits.IMGEDIT_FILES)),
+    ),
+    "gedit": Benchmark(
+        lambda root, split, by, language: edits.gedit_records(root, split, language or "en"),
+        *("pictures", "train", edits.GEDIT_LANGUAGES),
+    ),
+    "geneval": Benchmark(lambda root, split, by, p: generation.geneval_records(root), "pictures", ""),
+    "mjhq": Benchmark(lambda root, split, by, p: generation.mjhq_records(root, split), "pictures", "all"),
     "samples": Benchmark(
         lambda root, split, by, task: _own(root, task or "referring"),
         *("own", "", ("referring", "reasoning", "class", "region", "answer", "clip")),
@@ -112,6 +134,9 @@ def run_benchmark(
     protocol: str | None = None,
     count: int | None = None,
     predictions: str | os.PathLike | None = None,
+    pictures: str | os.PathLike | None = None,
+    measures: Measures | None = None,
+    drawing: dict[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
     gallery: int = 0,
     part: tuple[int, int] | None = None,
@@ -130,7 +155,12 @@ def run_benchmark(
         split, split_by: which split, and by whom where there are several.
         protocol: "sentence" or "merged" of RefCOCO and gRefCOCO; the kind of prompt of COCO-Interactive; the task of "samples".
         count: only the first so many samples. A later run with more goes on from them.
-        predictions: a folder of finished results of clips in place of a pipeline's (see the readers in video_scores.py).
+        predictions: a folder of finished results in place of a pipeline's: of clips (see the readers in video_scores.py), or of
+            pictures in the layout of `pictures`.
+        pictures: where drawn pictures go, laid out as the benchmark's own scorer reads them; by default beside the result, with
+            the ending .pictures.
+        measures: the models that drawn pictures are measured with.
+        drawing: further arguments of every edit or drawing, such as `num_inference_steps`, and its "seed".
         batch_size: samples a call.
         gallery: draw so many of the worst samples beside the result, with the ending .gallery.png.
         part: (index, number of processes): answer every so-manieth sample into a file of lines of this process, and stop there.
@@ -147,6 +177,12 @@ def run_benchmark(
     """
     benchmark = _checked(name, split_by, protocol, predictions, count, batch_size)
     root, target = Path(data), Path(output)
+    options, measures = dict(drawing or {}), measures or Measures()
+    if benchmark.draws:
+        measures.check()
+    elif pictures is not None or drawing or measures != Measures():
+        raise ValueError(f"{name} draws no pictures; leave out pictures, measures and drawing.")
+    place = Path(predictions or pictures or target.with_suffix(".pictures"))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r} with the data of {name}")
     settings = {
@@ -160,6 +196,11 @@ def run_benchmark(
     keys = names_of(records)
     asked = predictions if predictions is not None else pipeline
     head = {"benchmark": name, **settings, "asked": _identity(asked)}
+    if benchmark.draws:
+        models = {
+            key: path and _identity(path) for key, path in vars(measures).items() if key in ("clip", "dino", "lpips")
+        }
+        head |= {"drawing": dict(options), "measured_with": models | {"ssim": has_ssim()}}
     file = target.with_suffix(".jsonl")
     lines = _Lines(file if part is None else file.with_suffix(f".{part[0]}-of-{part[1]}.jsonl"), head)
     known = dict(lines.rows)  # and what other processes, or an earlier run by itself, have done
@@ -169,7 +210,7 @@ def run_benchmark(
     start = time.perf_counter()
     pairs = list(zip(keys, records))[slice(None) if part is None else slice(part[0], None, part[1])]
     todo = [(key, record) for key, record in pairs if key not in known]
-    if predictions is not None:
+    if predictions is not None and not benchmark.draws:
         answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(
             root, Path(predictions), benchmark.scorer
         )
@@ -179,9 +220,13 @@ def run_benchmark(
                 raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
             pipeline = loader(os.fspath(pipeline))
         answer = _asking(pipeline, root, benchmark.scorer)
+        if benchmark.draws and todo:
+            drawer = None if predictions is not None else pipeline
+            seed = options.pop("seed", 0)
+            answer = Drawing(drawer, root, place, measures, options, seed).answer
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    if records[0].get("task") == "clip":
-        batch_size = 1  # the frames of one clip are enough to hold
+    if benchmark.draws or records[0].get("task") == "clip":
+        batch_size = 1  # a picture is drawn by itself, and the frames of one clip are enough to hold
     with lines, tqdm(total=len(pairs), initial=len(pairs) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
         for first in range(0, len(todo), batch_size):
             now = todo[first : first + batch_size]
@@ -202,7 +247,11 @@ def run_benchmark(
     problems = [f"{row['key']}: {row['skipped']}" for row in rows if "skipped" in row]
     if not good:
         raise ValueError(f"Not one sample of {name} can be read. The first: {problems[0]}")
-    scorer = SCORERS[records[0]["task"] if benchmark.scorer == "own" else benchmark.scorer]
+    by_key = dict(zip(keys, records))
+    if benchmark.draws:
+        figures = picture_figures(good) | _fid(good, by_key, root, place, measures)
+    else:
+        figures = SCORERS[records[0]["task"] if benchmark.scorer == "own" else benchmark.scorer].figures(good)
     result = {
         "benchmark": name,
         "pipeline": _name(asked),
@@ -211,14 +260,18 @@ def run_benchmark(
         "samples": len(good),
         "skipped": len(problems),
         "problems": problems[:_PROBLEMS_KEPT],
-        "figures": scorer.figures(good),
+        "figures": figures,
         "asked_now": len(todo),
         "seconds": round(time.perf_counter() - start, 1),
         "hardware": hardware(None if predictions is not None or not todo else pipeline),
         "versions": versions(),
     }
-    if gallery:
-        by_key = dict(zip(keys, records))
+    if benchmark.draws:
+        result |= {"pictures": str(place), "drawing": drawing or {}, "measured_with": head["measured_with"]}
+        result["not_measured"] = measures.absent(*_has_true_pictures(records))
+    if gallery and benchmark.draws:
+        result["gallery"] = write_drawn_gallery(target.with_suffix(".gallery.png"), good, by_key, root, place, gallery)
+    elif gallery:
         result["gallery"] = write_gallery(target.with_suffix(".gallery.png"), good, by_key, root, gallery)
     write_json(target, result)
     return result
@@ -240,8 +293,8 @@ def _checked(
     needs_coco = protocol == "class" or benchmark.scorer == "tubes"
     if needs_coco and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
         raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
-    if benchmark.scorer not in _READERS and predictions is not None:
-        raise ValueError(f"Predictions are scored of clips only; {name} asks the pipeline.")
+    if benchmark.scorer not in _READERS and not benchmark.draws and predictions is not None:
+        raise ValueError(f"Predictions are scored of clips and of drawn pictures only; {name} asks the pipeline.")
     if batch_size < 1 or (count is not None and count < 1):
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
     return benchmark
@@ -381,6 +434,25 @@ def _finished(root: Path, predictions: Path, scorer: str) -> Callable[[list[dict
     return answer
 
 
+# --- drawn pictures -------------------------------------------------------------------------------------------------
+
+
+def _has_true_pictures(records: Sequence[dict[str, Any]]) -> tuple[bool, bool]:
+    """Whether edits have a true picture to be compared with, and whether drawn pictures have real ones beside them as a set."""
+    tasks = {record["task"] for record in records if "result" in record}
+    return "edit" in tasks, "generation" in tasks
+
+
+def _fid(
+    rows: Sequence[dict[str, Any]], records: dict[str, dict[str, Any]], root: Path, place: Path, measures: Measures
+) -> dict[str, Any]:
+    """FID where there are real pictures and a model for it."""
+    if measures.fid_model is None or not _has_true_pictures(list(records.values()))[1]:
+        return {}
+    pairs = [(row["key"], row["kind"], place / row["place"], root / records[row["key"]]["result"]) for row in rows]
+    return fid_figures(pairs, measures.fid_model)
+
+
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
@@ -462,9 +534,12 @@ def table(result: dict[str, Any]) -> str:
     for name, value in result["figures"].items():
         if isinstance(value, dict):
             interval = f"  [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
-            lines.append(f"{name:<20}{value['value']:>8.4f}{interval}  n={value['count']}")
+            lines.append(f"{name:<22}{value['value']:>10.4f}{interval}  n={value['count']}")
         else:
-            lines.append(f"{name:<20}" + ("       -" if value is None else f"{value:>8.4f}"))
+            lines.append(f"{name:<22}" + (f"{'-':>10}" if value is None else f"{value:>10.4f}"))
+    lines += [f"not measured: {names} ({reason})" for names, reason in result.get("not_measured", {}).items()]
+    if "pictures" in result:
+        lines.append(f"pictures: {result['pictures']}")
     if result["skipped"]:
         lines.append(f"left out: {result['skipped']} samples that cannot be read, the first {result['problems'][0]}")
     return "\n".join(lines)

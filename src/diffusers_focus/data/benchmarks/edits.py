@@ -11,7 +11,7 @@ Formats and licences of the data:
     ImgEdit (Ye et al. 2025; PKU-YuanGroup/ImgEdit): DIR/basic_edit.json {key: {"id", "prompt", "edit_type"}} or
         DIR/UGE_edit.json {key: {"id", "prompt"}}; pictures DIR/<id> or DIR/original_images/<id>.
     GEdit-Bench (Liu et al. 2025; stepfun-ai/Step1X-Edit; huggingface.co/datasets/stepfun-ai/GEdit-Bench): rows of key, task_type,
-        instruction, instruction_language ("en", "cn"), input_image, input_image_raw, Intersection_exist; split "train".
+        instruction, instruction_language ("en", "cn"), input_image (what the judge is shown), Intersection_exist; split "train".
 
 A record is {"task": "edit", "key", "images": [source], "text": instruction, "result": target where there is one, "info"}, and
 `info` has "place" (the result's name in the layout the benchmark's own scorer reads), "kind", and what a benchmark gives of
@@ -78,7 +78,7 @@ def magicbrush_records(root: Path, split: str = "test", protocol: str = "single-
     folder = root / split if (root / split).is_dir() else root
     sessions = _sessions(root, folder, split)
     captions = {kind: _captions(folder, kind) for kind in ("local", "global")}
-    return _magicbrush(root, folder, sessions, captions, protocol)
+    return _magicbrush(sessions, captions, protocol)
 
 
 def _sessions(root: Path, folder: Path, split: str) -> dict[str, list[dict[str, Any]]]:
@@ -126,40 +126,43 @@ def _table_sessions(root: Path, split: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _captions(folder: Path, kind: str) -> dict[str, dict[str, str]]:
-    file = next((f for f in (folder / f"{kind}_descriptions.json", folder / f"{kind}_captions.json") if f.is_file()), None)
+    file = next(
+        (f for f in (folder / f"{kind}_descriptions.json", folder / f"{kind}_captions.json") if f.is_file()), None
+    )
     return {} if file is None else read_json(file)
 
 
 def _magicbrush(
-    root: Path, folder: Path, sessions: dict[str, list[dict[str, Any]]], captions: dict[str, Any], protocol: str
+    sessions: dict[str, list[dict[str, Any]]], captions: dict[str, Any], protocol: str
 ) -> Iterator[dict[str, Any]]:
-    masked = protocol.endswith("-mask")
     for name, turns in sessions.items():
-
-        def caption(kind: str, file: str) -> str | None:
-            return captions[kind].get(name, {}).get(Path(file).name)
-
-        def record(key: str, first: dict[str, Any], last: dict[str, Any], place: str, **more: Any) -> dict[str, Any]:
-            info = {"image_id": name, "kind": "", "place": place, "mask": last["mask"], "mask_given": masked, **more}
-            found = caption("local", last["output"])
-            before, after = caption("global", first["input"]), caption("global", last["output"])
-            if found is not None:
-                info["target_caption"] = found
-            if before is not None and after is not None:
-                info["direction_captions"] = [before, after]
-            text, result = last["instruction"], last["output"]
-            return {"task": "edit", "key": key, "images": [first["input"]], "text": text, "result": result, "info": info}
-
+        info = {"image_id": name, "kind": "", "mask_given": protocol.endswith("-mask")}
+        known = {kind: found.get(name, {}) for kind, found in captions.items()}
         places = {
             kind: [f"{name}/{name}_" + ("1" if n == 1 else f"{kind}_{n}") + ".png" for n in range(1, len(turns) + 1)]
             for kind in ("inde", "iter")
         }
         if protocol.startswith("single"):
             for number, (turn, place) in enumerate(zip(turns, places["inde"]), start=1):
-                yield record(f"{name}-{number}", turn, turn, place)
+                yield _turn_record(f"{name}-{number}", turn, turn, known, {**info, "place": place})
         else:
             chain = [[t["instruction"], place, t["mask"]] for t, place in zip(turns, places["iter"])]
-            yield record(name, turns[0], turns[-1], chain[-1][1], turns=chain)
+            yield _turn_record(name, turns[0], turns[-1], known, {**info, "place": chain[-1][1], "turns": chain})
+
+
+def _turn_record(
+    key: str, first: dict[str, Any], last: dict[str, Any], known: dict[str, Any], info: dict[str, Any]
+) -> dict[str, Any]:
+    """From the source of the first turn to the result of the last one."""
+    info["mask"] = last["mask"]
+    caption = known["local"].get(Path(last["output"]).name)
+    before, after = (known["global"].get(Path(name).name) for name in (first["input"], last["output"]))
+    if caption is not None:
+        info["target_caption"] = caption
+    if before is not None and after is not None:
+        info["direction_captions"] = [before, after]
+    text, result = last["instruction"], last["output"]
+    return {"task": "edit", "key": key, "images": [first["input"]], "text": text, "result": result, "info": info}
 
 
 def imgedit_records(root: Path, part: str = "basic") -> Iterator[dict[str, Any]]:
@@ -192,8 +195,7 @@ def gedit_records(root: Path, split: str = "train", language: str = "en") -> Ite
         ValueError: an unknown language, or damaged rows. FileNotFoundError: there are no rows.
     """
     _choose(language, GEDIT_LANGUAGES, "protocol")
-    columns = ("input_image", "input_image_raw")
-    rows = table_rows(root, split, columns, lambda row, column: f"{_name(row['key'])}-{column}")
+    rows = table_rows(root, split, ("input_image",), lambda row, _: _name(row["key"]))
     return _gedit(root, rows, language)
 
 

@@ -47,7 +47,11 @@ def _geneval(file: Path) -> Iterator[dict[str, Any]]:
                 found = json.loads(line)
                 folder = f"{number:05d}"
                 places = [f"{folder}/samples/{sample:04d}.png" for sample in range(GENEVAL_SAMPLES)]
-                info = {"kind": found["tag"], "places": places, "beside": {f"{folder}/metadata.jsonl": json.dumps(found)}}
+                info = {
+                    "kind": found["tag"],
+                    "places": places,
+                    "beside": {f"{folder}/metadata.jsonl": json.dumps(found)},
+                }
                 yield {"task": "generation", "key": folder, "text": found["prompt"], "info": info}
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"Line {number + 1} of {str(file)!r} is no prompt of GenEval: {error!r}.") from None
