@@ -1,11 +1,11 @@
 """Recompute the stored numbers of test_official.py with the benchmarks' own code.
 
-    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR --revos DIR > official.json
+    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR --revos DIR --magicbrush DIR
 
 DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA,
-youtubevos/cocoapi and cilinyan/VISA; the file names the commits. `--only NAME` computes one part anew and keeps the others
-as they are in the file. Needs numpy, opencv-python, scikit-image, pycocotools and a Python up to 3.12 (VQA is Python 2 and goes
-through lib2to3).
+youtubevos/cocoapi, cilinyan/VISA and OSU-NLP-Group/MagicBrush; official.json, which this prints, names the commits. `--only NAME`
+computes one part anew and keeps the others as they are in the file. Needs numpy, opencv-python, scikit-image, pycocotools and a
+Python up to 3.12 (VQA is Python 2 and goes through lib2to3); MagicBrush needs torch and torchvision.
 Nothing of those repositories is kept here: the functions run where they are, on the masks of mask_pairs.py and the answers of
 answer_cases.py, and only what they return is stored.
 """
@@ -30,7 +30,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA"}
-CLONES |= {"ytvis": "youtubevos/cocoapi", "revos": "VISA"}
+CLONES |= {"ytvis": "youtubevos/cocoapi", "revos": "VISA", "magicbrush": "MagicBrush"}
 
 
 def load(path: Path, name: str):
@@ -177,6 +177,27 @@ def revos(folder: Path, triples) -> list[float]:
     ]
 
 
+def magicbrush(folder: Path, cases) -> dict:
+    """L1 and L2 of every pair. The functions are taken out of the file, which imports CLIP and pyiqa."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms import transforms
+
+    text = (folder / "evaluation" / "image_eval.py").read_text()
+    (function,) = [node for node in ast.parse(text).body if getattr(node, "name", "") == "eval_distance"]
+    names = {"nn": torch.nn, "transforms": transforms, "Image": Image, "tqdm": lambda rows: rows}
+    exec(ast.unparse(function), names)
+    found: dict[str, list[float]] = {"l1": [], "l2": []}
+    with tempfile.TemporaryDirectory() as place:
+        for pair in cases:
+            files = [str(Path(place) / name) for name in ("result.png", "true.png")]
+            for file, picture in zip(files, pair):
+                Image.fromarray(picture).save(file)
+            for metric, values in found.items():
+                values.append(float(names["eval_distance"]([files], metric)))
+    return found
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser()
@@ -195,6 +216,9 @@ def main() -> None:
         "vqa": lambda: vqa(args.vqa, cases.vqa_cases()),
         "ytvis": lambda: ytvis(args.ytvis, tubes),
         "revos": lambda: revos(args.revos, triples),
+        "magicbrush": lambda: magicbrush(
+            args.magicbrush, load(HERE / "picture_cases.py", "picture_cases").picture_cases()
+        ),
     }
     names = [args.only] if args.only else list(CLONES)
     found = json.loads((HERE / "official.json").read_text()) if args.only else {"commits": {}, "numpy": np.__version__}
