@@ -227,7 +227,17 @@ def test_damaged_samples_are_left_out_and_told(tmp_path):
     (tmp_path / "data" / "test" / "images" / "100" / "100-mask2.png").unlink()
     result = run(Painter(), "magicbrush", tmp_path / "data", tmp_path)
     assert (result["samples"], result["skipped"]) == (1, 2)
-    assert "mask" in result["problems"][0] and "cannot be read" in result["problems"][1]
+    assert "100-mask2.png' is missing" in result["problems"][0] and "cannot be read" in result["problems"][1]
+
+
+def test_a_fault_of_the_pipeline_is_no_damaged_sample(tmp_path):
+    class Refuses(Painter):
+        def edit(self, *args, **options):
+            raise ValueError("strength is 7")
+
+    published.write_emu_edit(tmp_path / "data")
+    with pytest.raises(ValueError, match="strength is 7"):
+        run(Refuses(), "emu-edit", tmp_path / "data", tmp_path)
 
 
 def test_masks_of_magicbrush(tmp_path):

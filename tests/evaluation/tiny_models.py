@@ -28,7 +28,9 @@ def write_clip(folder: Path, prepared: bool = True) -> None:
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
     text = CLIPTextConfig(
-        **{"vocab_size": len(words), "max_position_embeddings": 77, "eos_token_id": tokenizer.eos_token_id, **WIDTHS}
+        **{"vocab_size": len(words), "max_position_embeddings": 77, "eos_token_id": tokenizer.eos_token_id, **WIDTHS},
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(11)
     config = CLIPConfig(

@@ -53,59 +53,55 @@ class Drawing:
 
     def answer(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """A row for each record; one that cannot be read says why."""
-        rows = []
-        for record in records:
-            try:
-                rows.append(self._edit(record) if record["task"] == "edit" else self._generate(record))
-            except (ValueError, OSError) as error:
-                rows.append({"skipped": str(error)})
-        return rows
+        return [self._edit(record) if record["task"] == "edit" else self._generate(record) for record in records]
 
     def _edit(self, record: dict[str, Any]) -> dict[str, Any]:
         files, info = SampleFiles(self.root), record["info"]
-        source = files.picture(record["images"][0])
-        region = None if "mask" not in info else painted_region(files, info["mask"], source.size)
+        turns = info.get("turns") or [[record["text"], info["place"], info.get("mask")]]
+        try:
+            source = files.picture(record["images"][0])
+            given = [
+                {"mask_image": painted_region(files, mask, source.size)} if info.get("mask_given") else {}
+                for *_, mask in turns
+            ]
+            result = self._drawn(info["place"]) if self.pipe is None else source
+        except ValueError as error:
+            return {"skipped": str(error)}
         edit_mask = None
-        if self.pipe is None:
-            result = self._drawn(info["place"])
-        else:
-            result = source
-            for text, place, mask in info.get("turns") or [[record["text"], info["place"], info.get("mask")]]:
-                options = dict(self.options)
-                if info.get("mask_given"):
-                    options["mask_image"] = painted_region(files, mask, source.size)
-                out = self.pipe.edit(result, text, generator=self._generator(place), **options)
-                result = out.images[0]
-                edit_mask = (
-                    None if info.get("mask_given") or "turns" in info else np.asarray(out.edit_masks[0], dtype=bool)
-                )
-                self._save(place, result)
-            if "source_place" in info:
-                self._save(info["source_place"], source)
-        target = files.picture(record["result"]) if "result" in record else None
+        for (text, place, _), options in zip(turns, given) if self.pipe is not None else ():
+            out = self.pipe.edit(result, text, generator=self._generator(place), **self.options, **options)
+            result, edit_mask = out.images[0], np.asarray(out.edit_masks[0], dtype=bool)
+            self._save(place, result)
+        if self.pipe is not None and "source_place" in info:
+            self._save(info["source_place"], source)
+        # Only now is the truth read.
+        try:
+            target = files.picture(record["result"]) if "result" in record else None
+            # A session's turns have regions of their own, and its result differs from the source in all of them.
+            known = "mask" in info and "turns" not in info
+            region = painted_region(files, info["mask"], source.size) if known else None
+        except ValueError as error:
+            return {"skipped": str(error)}
         captions = info.get("direction_captions")
         drawn = Drawn(
             result=result,
             source=source,
             target=target,
-            # A session's turns have regions of their own, and its result differs from the source in all of them.
-            region=None if "turns" in info else region,
-            edit_mask=edit_mask,
+            region=region,
+            edit_mask=None if info.get("mask_given") else edit_mask,
             caption=info.get("target_caption"),
             captions=None if captions is None else (captions[0], captions[1]),
         )
-        row = picture_row(drawn, self.measures)
-        return {
-            "scene": info.get("image_id", record["key"]),
-            "kind": info.get("kind", ""),
-            "place": info["place"],
-            **row,
-        }
+        head = {"scene": info.get("image_id", record["key"]), "kind": info.get("kind", ""), "place": info["place"]}
+        return head | picture_row(drawn, self.measures)
 
     def _generate(self, record: dict[str, Any]) -> dict[str, Any]:
         info = record["info"]
         if self.pipe is None:
-            pictures = [self._drawn(place) for place in info["places"]]
+            try:
+                pictures = [self._drawn(place) for place in info["places"]]
+            except ValueError as error:
+                return {"skipped": str(error)}
         else:
             generators = [self._generator(place) for place in info["places"]]
             out = self.pipe.generate(

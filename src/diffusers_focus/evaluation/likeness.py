@@ -149,7 +149,9 @@ class Dino:
         folder, config = _folder(path, "DINO")
         if config.get("model_type") not in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit"):
             raise ValueError(f"{str(folder)!r} holds a model of the type {config.get('model_type')!r}, not DINO.")
-        self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+        # A ViT's pooler is not DINO's, whose files have none.
+        options = {"add_pooling_layer": False} if config["model_type"] == "vit" else {}
+        self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True, **options).to(device).eval()
         self.device = device
         self.prepare = _preparation(folder, self.model.config.image_size, clip=False)
 
