@@ -255,6 +255,8 @@ def test_what_does_not_fit_is_said_before_anything_is_drawn(tmp_path):
     published.write_pope(tmp_path / "pope")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(Painter(), "emu-edit", tmp_path / "data", tmp_path, measures=Measures(clip="nowhere"))
+    with pytest.raises(FileNotFoundError, match="'drawn' of drawn pictures"):
+        run(None, "emu-edit", tmp_path / "data", tmp_path, predictions="drawn")
     with pytest.raises(ValueError, match="pope draws no pictures"):
         run(Painter(), "pope", tmp_path / "pope", tmp_path, drawing={"seed": 1})
     with pytest.raises(ValueError, match="cannot draw: it has no unet"):

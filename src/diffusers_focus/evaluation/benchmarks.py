@@ -180,6 +180,8 @@ def run_benchmark(
     options, measures = dict(drawing or {}), measures or Measures()
     if benchmark.draws:
         measures.check()
+        if predictions is not None and not Path(predictions).is_dir():
+            raise FileNotFoundError(f"there is no folder {os.fspath(predictions)!r} of drawn pictures")
     elif pictures is not None or drawing or measures != Measures():
         raise ValueError(f"{name} draws no pictures; leave out pictures, measures and drawing.")
     place = Path(predictions or pictures or target.with_suffix(".pictures"))
@@ -200,7 +202,7 @@ def run_benchmark(
         models = {
             key: path and _identity(path) for key, path in vars(measures).items() if key in ("clip", "dino", "lpips")
         }
-        head |= {"drawing": dict(options), "measured_with": models | {"ssim": has_ssim()}}
+        head |= {"drawing": options, "measured_with": models | {"ssim": has_ssim()}}
     file = target.with_suffix(".jsonl")
     lines = _Lines(file if part is None else file.with_suffix(f".{part[0]}-of-{part[1]}.jsonl"), head)
     known = dict(lines.rows)  # and what other processes, or an earlier run by itself, have done
@@ -210,20 +212,17 @@ def run_benchmark(
     start = time.perf_counter()
     pairs = list(zip(keys, records))[slice(None) if part is None else slice(part[0], None, part[1])]
     todo = [(key, record) for key, record in pairs if key not in known]
-    if predictions is not None and not benchmark.draws:
-        answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(
-            root, Path(predictions), benchmark.scorer
-        )
+    if todo and predictions is None and isinstance(pipeline, (str, os.PathLike)):
+        if loader is None:
+            raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
+        pipeline = loader(os.fspath(pipeline))
+    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+    if benchmark.draws:
+        answer = Drawing(pipeline if predictions is None and todo else None, root, place, measures, options).answer
+    elif predictions is not None:
+        answer = _finished(root, Path(predictions), benchmark.scorer)
     else:
-        if todo and isinstance(pipeline, (str, os.PathLike)):
-            if loader is None:
-                raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
-            pipeline = loader(os.fspath(pipeline))
         answer = _asking(pipeline, root, benchmark.scorer)
-        if benchmark.draws and todo:
-            drawer = None if predictions is not None else pipeline
-            seed = options.pop("seed", 0)
-            answer = Drawing(drawer, root, place, measures, options, seed).answer
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     if benchmark.draws or records[0].get("task") == "clip":
         batch_size = 1  # a picture is drawn by itself, and the frames of one clip are enough to hold
@@ -268,7 +267,7 @@ def run_benchmark(
     }
     if benchmark.draws:
         result |= {"pictures": str(place), "drawing": drawing or {}, "measured_with": head["measured_with"]}
-        result["not_measured"] = measures.absent(*_has_true_pictures(records))
+        result["not_measured"] = measures.absent(records[0]["task"] == "edit", "result" in records[0])
     if gallery and benchmark.draws:
         result["gallery"] = write_drawn_gallery(target.with_suffix(".gallery.png"), good, by_key, root, place, gallery)
     elif gallery:
@@ -437,20 +436,17 @@ def _finished(root: Path, predictions: Path, scorer: str) -> Callable[[list[dict
 # --- drawn pictures -------------------------------------------------------------------------------------------------
 
 
-def _has_true_pictures(records: Sequence[dict[str, Any]]) -> tuple[bool, bool]:
-    """Whether edits have a true picture to be compared with, and whether drawn pictures have real ones beside them as a set."""
-    tasks = {record["task"] for record in records if "result" in record}
-    return "edit" in tasks, "generation" in tasks
-
-
 def _fid(
     rows: Sequence[dict[str, Any]], records: dict[str, dict[str, Any]], root: Path, place: Path, measures: Measures
 ) -> dict[str, Any]:
-    """FID where there are real pictures and a model for it."""
-    if measures.fid_model is None or not _has_true_pictures(list(records.values()))[1]:
-        return {}
-    pairs = [(row["key"], row["kind"], place / row["place"], root / records[row["key"]]["result"]) for row in rows]
-    return fid_figures(pairs, measures.fid_model)
+    """FID where pictures drawn from descriptions have real ones beside them as a set, and there is a model for it."""
+    drawn = [(row, records[row["key"]]) for row in rows if "result" in records[row["key"]]]
+    pairs = [
+        (row["kind"], place / row["place"], root / record["result"])
+        for row, record in drawn
+        if record["task"] == "generation"
+    ]
+    return fid_figures(pairs, measures.fid_model) if pairs and measures.fid_model is not None else {}
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------

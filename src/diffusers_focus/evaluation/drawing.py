@@ -34,22 +34,20 @@ class Drawing:
         root: the folder of the data.
         place: the folder of the pictures.
         measures: what they are measured with.
-        options: further arguments of every call, such as `num_inference_steps`.
-        seed: of all random numbers.
+        options: further arguments of every call, such as `num_inference_steps`; and the "seed" of all random numbers.
 
     Raises:
         ValueError: the pipeline cannot draw.
     """
 
-    def __init__(
-        self, pipe: Any, root: Path, place: Path, measures: Measures, options: dict[str, Any], seed: int = 0
-    ) -> None:
+    def __init__(self, pipe: Any, root: Path, place: Path, measures: Measures, options: dict[str, Any]) -> None:
         if pipe is not None and (not hasattr(pipe, "edit") or getattr(pipe, "unet", True) is None):
             raise ValueError(
                 f"{type(pipe).__name__} cannot draw: it has no unet. Load a pipeline with all its components."
             )
         self.pipe, self.root, self.place, self.measures = pipe, root, place, measures
-        self.options, self.seed = options, seed
+        self.options = {name: value for name, value in options.items() if name != "seed"}
+        self.seed = options.get("seed", 0)
 
     def answer(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """A row for each record; one that cannot be read says why."""
@@ -68,12 +66,13 @@ class Drawing:
         except ValueError as error:
             return {"skipped": str(error)}
         edit_mask = None
-        for (text, place, _), options in zip(turns, given) if self.pipe is not None else ():
-            out = self.pipe.edit(result, text, generator=self._generator(place), **self.options, **options)
-            result, edit_mask = out.images[0], np.asarray(out.edit_masks[0], dtype=bool)
-            self._save(place, result)
-        if self.pipe is not None and "source_place" in info:
-            self._save(info["source_place"], source)
+        if self.pipe is not None:
+            for (text, place, _), options in zip(turns, given):
+                out = self.pipe.edit(result, text, generator=self._generator(place), **self.options, **options)
+                result, edit_mask = out.images[0], np.asarray(out.edit_masks[0], dtype=bool)
+                self._save(place, result)
+            if "source_place" in info:
+                self._save(info["source_place"], source)
         # Only now is the truth read.
         try:
             target = files.picture(record["result"]) if "result" in record else None

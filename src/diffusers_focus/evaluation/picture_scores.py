@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,23 @@ class Measures:
         if self.lpips is not None:
             check_lpips()
 
-    def absent(self, pairs: bool, sets: bool) -> dict[str, str]:
-        """What is not measured, and what would change that: of pictures with a true one, and of sets of them."""
+    def absent(self, edits: bool, true: bool) -> dict[str, str]:
+        """What is not measured, and what would change that.
+
+        Args:
+            edits: of edits; else of pictures drawn from descriptions.
+            true: whether there are true, or real, pictures.
+        """
         reasons = {}
         if self.clip is None:
-            reasons["CLIP-I, CLIP-T, CLIP-DIR"] = "give --clip-model DIR"
-        if self.dino is None:
+            reasons["CLIP-I, CLIP-T, CLIP-DIR" if edits else "CLIP-T"] = "give --clip-model DIR"
+        if edits and self.dino is None:
             reasons["DINO"] = "give --dino-model DIR"
-        if pairs and not has_ssim():
+        if edits and true and not has_ssim():
             reasons["SSIM"] = "pip install 'diffusers-focus[eval]'"
-        if pairs and self.lpips is None:
+        if edits and true and self.lpips is None:
             reasons["LPIPS"] = "give --lpips-weights FILE"
-        if sets and self.fid is None:
+        if not edits and true and self.fid is None:
             reasons["FID"] = "give --fid-model PATH"
         return reasons
 
@@ -204,11 +209,11 @@ def _means(rows: Sequence[Mapping[str, Any]], ending: str) -> dict[str, Any]:
     return found
 
 
-def fid_figures(pairs: Sequence[tuple[str, str, Path, Path]], model: FeatureModel) -> dict[str, Any]:
+def fid_figures(pairs: Sequence[tuple[str, Path, Path]], model: FeatureModel) -> dict[str, Any]:
     """FID of drawn pictures and real ones, over all and per kind.
 
     Args:
-        pairs: (key, kind, drawn, real) of every picture.
+        pairs: (kind, drawn, real) of every picture.
         model: whose features are compared.
 
     Returns:
@@ -220,10 +225,10 @@ def fid_figures(pairs: Sequence[tuple[str, str, Path, Path]], model: FeatureMode
     missing = [str(real) for *_, real in pairs if not real.is_file()]
     if missing:
         raise ValueError(f"FID needs the real pictures; {len(missing)} are missing, the first {missing[0]!r}.")
-    kinds = sorted({kind for _, kind, _, _ in pairs})
+    kinds = sorted({kind for kind, _, _ in pairs})
     everything, found = (Moments(), Moments()), {}
     for kind in kinds:
-        chosen = [(drawn, real) for _, own, drawn, real in pairs if own == kind]
+        chosen = [(drawn, real) for own, drawn, real in pairs if own == kind]
         sides = (Moments(), Moments())
         for side, files in enumerate(zip(*chosen)):
             for features in _features(files, model):
@@ -237,9 +242,8 @@ def fid_figures(pairs: Sequence[tuple[str, str, Path, Path]], model: FeatureMode
 
 
 def _features(files: Sequence[Path], model: FeatureModel) -> Iterator[np.ndarray]:
-    read: Callable[[Path], Image.Image] = _open
     for first in range(0, len(files), FEATURE_BATCH):
-        yield model.features([read(file) for file in files[first : first + FEATURE_BATCH]])
+        yield model.features([_open(file) for file in files[first : first + FEATURE_BATCH]])
 
 
 def _open(file: Path) -> Image.Image:

@@ -43,14 +43,14 @@ def emu_edit_records(root: Path, split: str = "test") -> Iterator[dict[str, Any]
         ValueError: an unknown split, or damaged rows. FileNotFoundError: there are no rows.
     """
     _choose(split, EMU_SPLITS, "split")
-    rows = table_rows(root, split, ("image",), lambda row, _: f"{_name(row['task'])}/{_name(row['idx'])}")
+    rows = table_rows(root, split, ("image",), lambda row, _: f"{path_part(row['task'])}/{path_part(row['idx'])}")
     return _emu_edit(root, rows)
 
 
 def _emu_edit(root: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows):
         try:
-            name = f"{_name(row['task'])}/{_name(row['idx'])}"
+            name = f"{path_part(row['task'])}/{path_part(row['idx'])}"
             before, after = row["input_caption"], row["output_caption"]
             yield {
                 "task": "edit",
@@ -95,7 +95,7 @@ def _sessions(root: Path, folder: Path, split: str) -> dict[str, list[dict[str, 
     sessions: dict[str, list[dict[str, Any]]] = {}
     try:
         for turn in turns:
-            name = turn["input"].split("-")[0]
+            name = path_part(turn["input"].split("-")[0])
             files = {key: f"{pictures}/{name}/{turn[key]}" for key in ("input", "mask", "output")}
             sessions.setdefault(name, []).append({**files, "instruction": turn["instruction"]})
     except (KeyError, TypeError, AttributeError) as error:
@@ -111,7 +111,7 @@ def _table_sessions(root: Path, split: str) -> dict[str, list[dict[str, Any]]]:
         turn, which = int(row["turn_index"]), columns[column]
         # The source of a turn is the true result of the one before.
         last = f"output{turn - 1}" if which == "input" and turn > 1 else which + ("" if which == "input" else str(turn))
-        return f"{_name(row['img_id'])}/{_name(row['img_id'])}-{last}"
+        return f"{path_part(row['img_id'])}/{path_part(row['img_id'])}-{last}"
 
     sessions: dict[str, list[dict[str, Any]]] = {}
     try:
@@ -181,7 +181,7 @@ def imgedit_records(root: Path, part: str = "basic") -> Iterator[dict[str, Any]]
 def _imgedit(file: Path, found: Any, folder: str) -> Iterator[dict[str, Any]]:
     try:
         for key, one in found.items():
-            info = {"image_id": one["id"], "kind": one.get("edit_type", ""), "place": f"{_name(key)}.png"}
+            info = {"image_id": one["id"], "kind": one.get("edit_type", ""), "place": f"{path_part(key)}.png"}
             images = [f"{folder}{one['id']}"]
             yield {"task": "edit", "key": key, "images": images, "text": one["prompt"], "info": info}
     except (KeyError, TypeError, AttributeError) as error:
@@ -195,7 +195,7 @@ def gedit_records(root: Path, split: str = "train", language: str = "en") -> Ite
         ValueError: an unknown language, or damaged rows. FileNotFoundError: there are no rows.
     """
     _choose(language, GEDIT_LANGUAGES, "protocol")
-    rows = table_rows(root, split, ("input_image",), lambda row, _: _name(row["key"]))
+    rows = table_rows(root, split, ("input_image",), lambda row, _: path_part(row["key"]))
     return _gedit(root, rows, language)
 
 
@@ -205,7 +205,7 @@ def _gedit(root: Path, rows: Iterator[dict[str, Any]], language: str) -> Iterato
             spoken = row["instruction_language"]
             if language not in ("all", spoken):
                 continue
-            place = f"fullset/{_name(row['task_type'])}/{_name(spoken)}/{_name(row['key'])}"
+            place = f"fullset/{path_part(row['task_type'])}/{path_part(spoken)}/{path_part(row['key'])}"
             info = {"image_id": row["key"], "kind": row["task_type"], "place": f"{place}.png"}
             info |= {"source_place": f"{place}_SRCIMG.png", "intersection": bool(row.get("Intersection_exist"))}
             yield {
@@ -219,7 +219,7 @@ def _gedit(root: Path, rows: Iterator[dict[str, Any]], language: str) -> Iterato
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def _name(value: Any) -> str:
+def path_part(value: Any) -> str:
     """A key as a part of a path: it comes from a data file, so it may not lead anywhere else."""
     text = str(value)
     if not re.fullmatch(r"[\w .()&+,=@-]+", text) or text.strip(". ") != text:

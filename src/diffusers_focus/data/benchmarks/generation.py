@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .edits import _name
+from .edits import path_part
 from .refer import read_json
 
 GENEVAL_SAMPLES = 4
@@ -77,7 +77,7 @@ def _mjhq(file: Path, found: Any, folder: str, split: str) -> Iterator[dict[str,
             category = one["category"]
             if split not in ("all", category):
                 continue
-            place = f"{_name(category)}/{_name(name)}"
+            place = f"{path_part(category)}/{path_part(name)}"
             info = {"kind": category, "places": [f"{place}.png"]}
             result = f"{folder}{place}.jpg"
             yield {"task": "generation", "key": name, "text": one["prompt"], "result": result, "info": info}
