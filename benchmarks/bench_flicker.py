@@ -1,6 +1,6 @@
 """What keeps an edited clip still: the same random numbers in every frame against new ones, on the same clips and places.
 
-Command:  python benchmarks/bench_flicker.py            (8 clips of 8 frames, edited twice; about ten minutes of one core)
+Command:  python benchmarks/bench_flicker.py            (8 clips of 8 frames, edited twice; about 15 minutes of one shared core)
 Prints:   of both, the change from frame to frame inside the edit as a ratio to the true clip's, the largest one of a single clip,
           the change outside the edit masks, the share of right frames and the PSNR inside (see evaluation/edit_clips.py).
 
