@@ -1,0 +1,102 @@
+"""Keys and values with room for what is still to be written (FOCUS section "Visual tokens").
+
+transformers' `DynamicCache` makes a new tensor of all keys for every token, and its shapes differ from token to token. How long an
+image block is, is known before it is written, so here the room is there from the start: a step writes into its slots, all shapes
+stay what they are (`torch.compile` sees one step), and one mask says what a query may look at. In the manner of transformers'
+`StaticCache` (Apache-2.0); begun from a prefix, and with the slots of a step computed once for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values [R, kv heads, S, head dim] of one layer."""
+
+    is_compileable = True
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, size: int) -> None:
+        super().__init__()
+        length = keys.shape[2]
+        self.keys = keys.new_zeros((len(rows), keys.shape[1], size, keys.shape[3]))
+        self.values = values.new_zeros((len(rows), values.shape[1], size, values.shape[3]))
+        rows = rows.to(keys.device)
+        self.keys[:, :, :length] = keys[rows]
+        self.values[:, :, :length] = values[rows]
+        self.slots = rows[:0]
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the layer is born with its tensors."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new states [R, kv heads, t, head dim] into the slots taken for them; returns all of them."""
+        self.keys.index_copy_(2, self.slots, key_states)
+        self.values.index_copy_(2, self.slots, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what `update` returns."""
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
+        """The first slot of the running step; a tensor, so that a compiled step does not depend on its value."""
+        return self.slots[0]
+
+    def get_max_length(self) -> int:
+        """S."""
+        return self.keys.shape[2]
+
+
+class FixedCache(Cache):
+    """The cache of R rows.
+
+    Args:
+        layers: (keys, values) of each layer, [B, kv heads, P, head dim]; copied.
+        mask: bool [B, P], False at padding.
+        rows: int64 [R], which of the B each row goes on from.
+        room: how many positions may follow; S is P + `room`.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor, rows: torch.Tensor, room: int
+    ) -> None:
+        self.filled = mask.shape[1]
+        size = self.filled + room
+        super().__init__(layers=[_Layer(keys, values, rows, size) for keys, values in layers])
+        self.mask = mask.new_zeros((len(rows), size))
+        self.mask[:, : self.filled] = mask[rows]
+        self.slots = torch.arange(size, device=mask.device)
+
+    def take(self, new: torch.Tensor) -> torch.Tensor:
+        """Take the next t slots for a forward; must be called before each.
+
+        Args:
+            new: bool [R, t], False where a row has nothing to say.
+
+        Returns:
+            bool [R, 1, t, S]: the slots that each new position sees, its own among them.
+
+        Raises:
+            ValueError: there is not as much room left.
+        """
+        first, stop = self.filled, self.filled + new.shape[1]
+        if stop > len(self.slots):
+            raise ValueError(
+                f"{new.shape[1]} positions do not fit into the {len(self.slots) - first} that are left. Ask for more room."
+            )
+        self.mask[:, first:stop] = new
+        self.filled = stop
+        slots = self.slots[first:stop]
+        for layer in self.layers:
+            layer.slots = slots.to(layer.keys.device)
+        return self.mask[:, None, None] & (self.slots <= slots[:, None])
