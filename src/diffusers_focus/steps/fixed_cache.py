@@ -21,6 +21,8 @@ class _Layer(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
     supports_early_init = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, size: int) -> None:
         super().__init__()
@@ -72,7 +74,8 @@ class FixedCache(Cache):
     ) -> None:
         self.filled = mask.shape[1]
         size = self.filled + room
-        super().__init__(layers=[_Layer(keys, values, rows, size) for keys, values in layers])
+        self.states = [_Layer(keys, values, rows, size) for keys, values in layers]
+        super().__init__(layers=list(self.states))
         self.mask = mask.new_zeros((len(rows), size))
         self.mask[:, : self.filled] = mask[rows]
         self.slots = torch.arange(size, device=mask.device)
@@ -97,6 +100,6 @@ class FixedCache(Cache):
         self.mask[:, first:stop] = new
         self.filled = stop
         slots = self.slots[first:stop]
-        for layer in self.layers:
+        for layer in self.states:
             layer.slots = slots.to(layer.keys.device)
         return self.mask[:, None, None] & (self.slots <= slots[:, None])
