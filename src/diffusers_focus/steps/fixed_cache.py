@@ -1,9 +1,9 @@
 """Keys and values with room for what is still to be written (FOCUS section "Visual tokens").
 
 transformers' `DynamicCache` makes a new tensor of all keys for every token, and its shapes differ from token to token. How long an
-image block is, is known before it is written, so here the room is there from the start: a step writes into its slots, all shapes
-stay what they are (`torch.compile` sees one step), and one mask says what a query may look at. In the manner of transformers'
-`StaticCache` (Apache-2.0); begun from a prefix, and with the slots of a step computed once for all layers.
+image block is, is known before it is written, so here the room is there from the start, a step writes into its slots, and one mask
+says what a query may look at: what is filled, or all of the room, so that `torch.compile` sees the same shapes at every step. In the
+manner of transformers' `StaticCache` (Apache-2.0); begun from a prefix, and with the slots of a step computed once for all layers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class _Layer(CacheLayerMixin):
         self.keys[:, :, :length] = keys[rows]
         self.values[:, :, :length] = values[rows]
         self.slots = rows[:0]
+        self.stop: int | None = None
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -41,14 +42,14 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new states [R, kv heads, t, head dim] into the slots taken for them; returns all of them."""
+        """Write the new states [R, kv heads, t, head dim] into the slots taken for them; returns those up to `stop`, uncopied."""
         self.keys.index_copy_(2, self.slots, key_states)
         self.values.index_copy_(2, self.slots, value_states)
-        return self.keys, self.values
+        return self.keys[:, :, : self.stop], self.values[:, :, : self.stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what `update` returns."""
-        return self.keys.shape[2], 0
+        return self.keys.shape[2] if self.stop is None else self.stop, 0
 
     def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
         """The first slot of the running step; a tensor, so that a compiled step does not depend on its value."""
@@ -80,14 +81,15 @@ class FixedCache(Cache):
         self.mask[:, : self.filled] = mask[rows]
         self.slots = torch.arange(size, device=mask.device)
 
-    def take(self, new: torch.Tensor) -> torch.Tensor:
+    def take(self, new: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
         """Take the next t slots for a forward; must be called before each.
 
         Args:
             new: bool [R, t], False where a row has nothing to say.
+            whole: look at all of the room, so that no shape differs from that of the last step; otherwise at what is filled.
 
         Returns:
-            bool [R, 1, t, S]: the slots that each new position sees, its own among them.
+            bool [R, 1, t, S or what is filled]: the slots that each new position sees, its own among them.
 
         Raises:
             ValueError: there is not as much room left.
@@ -101,5 +103,6 @@ class FixedCache(Cache):
         self.filled = stop
         slots = self.slots[first:stop]
         for layer in self.states:
-            layer.slots = slots.to(layer.keys.device)
-        return self.mask[:, None, None] & (self.slots <= slots[:, None])
+            layer.slots, layer.stop = slots.to(layer.keys.device), None if whole else stop
+        end = len(self.slots) if whole else stop
+        return self.mask[:, None, None, :end] & (self.slots[:end] <= slots[:, None])

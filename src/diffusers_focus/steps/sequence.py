@@ -461,21 +461,25 @@ def feed(
         Hidden states [R, t, H].
     """
     model = components.language_model.model
-    seen = cache.take(new)
+    watched = model._forward_pre_hooks or model._forward_hooks  # a graph cannot hold somebody else's code
+    compiled = _is_compiled(model) and embeds.shape[1] <= 2 and not watched
+    seen = cache.take(new, whole=compiled)
     # Other attentions than sdpa make their own mask of which slots are in use (none after the last of this step is).
     mask = seen if model.config._attn_implementation == "sdpa" else seen[:, 0, -1].long()
-    with nullcontext() if embeds.shape[1] <= 2 else _uncompiled(model):
+    with nullcontext() if compiled else _uncompiled(model):
         out = model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
     return out.last_hidden_state
 
 
+def _is_compiled(model: Any) -> bool:
+    return getattr(model, "_compiled_call_impl", None) is not None and not torch.is_grad_enabled()
+
+
 def _uncompiled(model: Any) -> AbstractContextManager[Any]:
     """A compiled model runs as if it were not: lengths that are new each time would be compiled each time."""
-    if getattr(model, "_compiled_call_impl", None) is None or torch.is_grad_enabled():
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
 
 
 def extend(
