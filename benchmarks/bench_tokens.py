@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels of the token resolution, a bucket of focus-3b")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, after one to warm up")
     parser.add_argument("--only", nargs="*", metavar="WAY", help="some of the ways, and nothing is written")
     parser.add_argument("--output", metavar="DIR", default=str(HERE / "results"))
     options = parser.parse_args()

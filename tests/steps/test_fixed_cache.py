@@ -72,7 +72,27 @@ def test_states_are_those_of_a_cache_that_grows(here, attention):
     assert [layer.keys.shape for layer in cache.layers] == shapes  # and full:
     assert torch.equal(cache.mask, mask)
     with pytest.raises(ValueError, match="more room"):
-        cache.take(new[:, :1])
+        cache.take(1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_states_are_the_same_where_nothing_is_padded(here, attention):
+    """Then a single token sees all there is, and no mask is made."""
+    pipe = SimpleNamespace(**here.pipe.components)
+    pipe.language_model = copy.deepcopy(pipe.language_model)
+    pipe.language_model.set_attn_implementation(attention)
+    batch, prompts = batch_rows(pipe, [here.rows[0]] * 2), torch.tensor([0, 0])
+    embeds = torch.randn(2, sum(RUNS), WIDTH, generator=seeded())
+    _, growing, mask = run_suffixes(pipe, here.prefix, prompts, batch)
+    _, cache, _ = run_suffixes(pipe, here.prefix, prompts, batch, room=sum(RUNS))
+    assert cache.unpadded
+    places, first = counted_positions(torch.cat([mask, torch.ones(2, sum(RUNS))], dim=1), sum(RUNS)), 0
+    for length in RUNS:
+        run = slice(first, first + length)
+        expected, mask = extend(pipe, embeds[:, run], growing, mask)
+        torch.testing.assert_close(feed(pipe, embeds[:, run], cache, None, places[:, run]), expected)
+        first += length
 
 
 @torch.no_grad()

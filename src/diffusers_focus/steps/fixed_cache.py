@@ -2,8 +2,8 @@
 
 transformers' `DynamicCache` makes a new tensor of all keys for every token, and its shapes differ from token to token. How long an
 image block is, is known before it is written, so here the room is there from the start, a step writes into its slots, and one mask
-says what a query may look at: what is filled, or all of the room, so that `torch.compile` sees the same shapes at every step. In the
-manner of transformers' `StaticCache` (Apache-2.0); begun from a prefix, and with the slots of a step computed once for all layers.
+says what a query may look at: what is filled, or all of the room, so that `torch.compile` sees the same shapes at every step. In
+the manner of transformers' `StaticCache` (Apache-2.0); begun from a prefix, the slots of a step computed once for all layers.
 """
 
 from __future__ import annotations
@@ -79,30 +79,36 @@ class FixedCache(Cache):
         super().__init__(layers=list(self.states))
         self.mask = mask.new_zeros((len(rows), size))
         self.mask[:, : self.filled] = mask[rows]
+        self.unpadded = bool(mask[rows].all())  # asked of the device once, before anything is written
         self.slots = torch.arange(size, device=mask.device)
 
-    def take(self, new: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+    def take(self, length: int, new: torch.Tensor | None = None, *, whole: bool = False) -> torch.Tensor | None:
         """Take the next t slots for a forward; must be called before each.
 
         Args:
-            new: bool [R, t], False where a row has nothing to say.
+            length: t.
+            new: bool [R, t], False where a row has nothing to say; None where all have.
             whole: look at all of the room, so that no shape differs from that of the last step; otherwise at what is filled.
 
         Returns:
-            bool [R, 1, t, S or what is filled]: the slots that each new position sees, its own among them.
+            bool [R, 1, t, S or what is filled]: the slots that each new position sees, its own among them. None for one position
+            that sees all there is.
 
         Raises:
             ValueError: there is not as much room left.
         """
-        first, stop = self.filled, self.filled + new.shape[1]
+        first, stop = self.filled, self.filled + length
         if stop > len(self.slots):
             raise ValueError(
-                f"{new.shape[1]} positions do not fit into the {len(self.slots) - first} that are left. Ask for more room."
+                f"{length} positions do not fit into the {len(self.slots) - first} that are left. Ask for more room."
             )
-        self.mask[:, first:stop] = new
+        self.mask[:, first:stop] = True if new is None else new
+        self.unpadded &= new is None
         self.filled = stop
         slots = self.slots[first:stop]
         for layer in self.states:
             layer.slots, layer.stop = slots.to(layer.keys.device), None if whole else stop
+        if self.unpadded and length == 1 and not whole:
+            return None
         end = len(self.slots) if whole else stop
         return self.mask[:, None, None, :end] & (self.slots[:end] <= slots[:, None])

@@ -440,12 +440,13 @@ def run_suffixes(
         if span is not None and places is not None:
             positions[row, span[0] : span[0] + len(span[1])] = places[0]
     if isinstance(cache, FixedCache):
-        return feed(components, batch.embeds, cache, batch.mask, positions), cache, mask
+        new = None if bool(batch.mask.all()) else batch.mask
+        return feed(components, batch.embeds, cache, new, positions), cache, mask
     return _run(components.language_model, batch.embeds, mask, cache, positions), cache, mask
 
 
 def feed(
-    components: Components, embeds: torch.Tensor, cache: FixedCache, new: torch.Tensor, positions: torch.Tensor
+    components: Components, embeds: torch.Tensor, cache: FixedCache, new: torch.Tensor | None, positions: torch.Tensor
 ) -> torch.Tensor:
     """Feed positions to a cache with room. Nothing here waits for the device.
 
@@ -454,7 +455,7 @@ def feed(
 
     Args:
         embeds: [R, t, H].
-        new: bool [R, t], False where a row has nothing to say.
+        new: bool [R, t], False where a row has nothing to say; None where all have.
         positions: int64 [R, t].
 
     Returns:
@@ -463,9 +464,11 @@ def feed(
     model = components.language_model.model
     watched = model._forward_pre_hooks or model._forward_hooks  # a graph cannot hold somebody else's code
     compiled = _is_compiled(model) and embeds.shape[1] <= 2 and not watched
-    seen = cache.take(new, whole=compiled)
-    # Other attentions than sdpa make their own mask of which slots are in use (none after the last of this step is).
-    mask = seen if model.config._attn_implementation == "sdpa" else seen[:, 0, -1].long()
+    mask: Any = cache.take(embeds.shape[1], new, whole=compiled)
+    if model.config._attn_implementation == "sdpa" and not model.has_sliding_layers:
+        mask = {"full_attention": mask}  # as it is: the model makes none of its own
+    elif mask is not None:
+        mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
     with nullcontext() if compiled else _uncompiled(model):
         out = model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

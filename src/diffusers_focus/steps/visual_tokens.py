@@ -165,12 +165,12 @@ def write_codes(
     places = image_positions(prefix, prompt_rows, order)
     if places is None:
         places = counted_positions(torch.cat([mask, new], dim=1), len(order)) + prefix.skipped
-    fed = 0
+    same, fed = bool(new.all()), 0
     for position in drawn_at:
         index = place_of[position]
         if index > fed:
             embeds = table(line[:, fed:index]).repeat(branches, 1, 1)
-            hidden = feed(components, embeds, cache, new[:, fed:index], places[:, fed:index])
+            hidden = feed(components, embeds, cache, None if same else new[:, fed:index], places[:, fed:index])
         fed = index
         logits = head_rows(head, hidden[:, -1], first[position], stop[position])
         if guided:
