@@ -86,12 +86,10 @@ def main() -> None:
     image = Image.fromarray(render(sample_scene(1_000_000), SIZE).image)
     mask = Image.fromarray(np.pad(np.full((48, 48), 255, dtype=np.uint8), 40))
     drawing = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
-    size = {"height": SIZE, "width": SIZE, "strength": 1.0}
+    given = {"prompt": INSTRUCTION, "image": image, "mask_image": mask, "height": SIZE, "width": SIZE, "strength": 1.0}
     turns: dict[str, Callable[[], Any]] = {
         "edit": lambda: pipe.edit(image, INSTRUCTION, generator=torch.Generator().manual_seed(0), **drawing),
-        "inpaint": lambda: sdxl(
-            INSTRUCTION, image, mask, generator=torch.Generator().manual_seed(0), **size, **drawing
-        ),
+        "inpaint": lambda: sdxl(**given, generator=torch.Generator().manual_seed(0), **drawing),
     }
     seconds: dict[str, list[float]] = {"edit": [], "of it tokens": [], "inpaint": []}
     for number in range(options.repeats + 1):  # the first round warms up

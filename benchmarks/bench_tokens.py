@@ -9,7 +9,7 @@ with room shows what that one is worth.
 What a token costs is taken from the middle of each level: one row of cells is drawn there, the rest is known and read beforehand,
 off the clock. An image is that times its cells. The ways take turns, and the figure is the median of the rounds. The edit in
 place and the whole image in place are written from end to end. On one thread of a processor, seconds are those of the process, so
-that a busy machine falls on all ways alike. Writes results/tokens_<hardware>_<dtype>_<date>.json and .md.
+that a busy machine falls on all ways alike. Writes results/tokens_<hardware>_<size>px_<dtype>_<date>.json and .md.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def main() -> None:
     of_machine = facts["hardware"]
     where = of_machine["processor"] if of_machine["device"] == "cpu" else of_machine["device"]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{where}".lower()).strip("-")
-    name = f"tokens_{slug}_{options.dtype}_{facts['date']}"
+    name = f"tokens_{slug}_{options.size}px_{options.dtype}_{facts['date']}"
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)
