@@ -207,9 +207,13 @@ def filter_logits(
         [batch, vocab], ids that are filtered out at minus infinity. Ids tied with the last of the top k stay.
     """
     per_row = any(isinstance(value, torch.Tensor) for value in (temperature, top_k, top_p))
-    if not per_row and top_k == 0 and top_p == 1.0:
-        return logits / temperature if temperature != 1.0 else logits
     batch, vocab = logits.shape
+    if not per_row and top_p == 1.0:  # what most draw with, without sorting 98,304 ids
+        logits = logits / temperature if temperature != 1.0 else logits
+        if not 0 < top_k < vocab:
+            return logits
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        return torch.where(logits < smallest, float("-inf"), logits)
 
     def column(value: float | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
@@ -218,9 +222,6 @@ def filter_logits(
 
     logits = logits / column(temperature, logits.dtype)
     k, p = column(top_k, torch.long), column(top_p, torch.float32)
-    if not per_row and 0 < top_k < vocab and top_p == 1.0:
-        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
-        return logits.masked_fill(logits < smallest, float("-inf"))
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     last = torch.where(k > 0, k.clamp(max=vocab), vocab) - 1
     ordered = ordered.masked_fill(ordered < ordered.gather(-1, last), float("-inf"))

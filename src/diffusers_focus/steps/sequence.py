@@ -10,9 +10,10 @@ Shapes: R suffixes ("rows"), T their length, P the prefix's, H the language mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -32,6 +33,7 @@ from ..processing.prompts import (
 )
 from ..processing.vocabulary import FocusVocabulary
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding
+from .fixed_cache import FixedCache
 
 IGNORED = -100  # label of what the model is not asked to write
 SLOT = -1  # id of a position whose embedding does not come from the table
@@ -92,6 +94,10 @@ class PrefixCache:
     def cache(self, rows: torch.Tensor) -> DynamicCache:
         """A cache for R rows; `rows` int64 [R] says which prompt each belongs to."""
         return DynamicCache(ddp_cache_data=[(keys[rows], values[rows]) for keys, values in self.layers])
+
+    def cache_with_room(self, rows: torch.Tensor, room: int) -> FixedCache:
+        """The same with room for `room` positions; not differentiable."""
+        return FixedCache(self.layers, self.mask, rows, room)
 
 
 @dataclass
@@ -403,28 +409,80 @@ def batch_rows(
     )
 
 
+@overload
 def run_suffixes(
     components: Components, prefix: PrefixCache, rows: torch.Tensor, batch: SuffixBatch
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Run suffixes after their prefixes; differentiable through both.
+) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]: ...
+@overload
+def run_suffixes(
+    components: Components, prefix: PrefixCache, rows: torch.Tensor, batch: SuffixBatch, room: int
+) -> tuple[torch.Tensor, FixedCache, torch.Tensor]: ...
+def run_suffixes(
+    components: Components, prefix: PrefixCache, rows: torch.Tensor, batch: SuffixBatch, room: int | None = None
+) -> tuple[torch.Tensor, DynamicCache | FixedCache, torch.Tensor]:
+    """Run suffixes after their prefixes; differentiable through both, but for a cache with room.
 
     Args:
         prefix: the prefixes' cache.
         rows: int64 [R], the prompt (row of `prefix`) each suffix belongs to.
         batch: the suffixes.
+        room: how many positions will follow, where that is known: `feed` then goes on. Default: `extend` does.
 
     Returns:
         Last hidden states [R, T, H] (after the final norm), the grown cache, and its mask bool [R, P + T], to go on from.
     """
     rows = rows.to(batch.mask.device)
-    cache = prefix.cache(rows)
+    cache = prefix.cache(rows) if room is None else prefix.cache_with_room(rows, batch.mask.shape[1] + room)
     mask = torch.cat([prefix.mask[rows], batch.mask], dim=1)
     positions = counted_positions(mask, batch.embeds.shape[1]) + prefix.skipped
     for row, span in enumerate(batch.codes):
         places = image_positions(prefix, rows[row : row + 1], span[1]) if span is not None else None
         if span is not None and places is not None:
             positions[row, span[0] : span[0] + len(span[1])] = places[0]
+    if isinstance(cache, FixedCache):
+        new = None if bool(batch.mask.all()) else batch.mask
+        return feed(components, batch.embeds, cache, new, positions), cache, mask
     return _run(components.language_model, batch.embeds, mask, cache, positions), cache, mask
+
+
+def feed(
+    components: Components, embeds: torch.Tensor, cache: FixedCache, new: torch.Tensor | None, positions: torch.Tensor
+) -> torch.Tensor:
+    """Feed positions to a cache with room. Nothing here waits for the device.
+
+    A language model that was compiled (`language_model.model.compile()`) is so for one token, or one and the end of a row; longer
+    runs have a length of their own each time and go through it as it is.
+
+    Args:
+        embeds: [R, t, H].
+        new: bool [R, t], False where a row has nothing to say; None where all have.
+        positions: int64 [R, t].
+
+    Returns:
+        Hidden states [R, t, H].
+    """
+    model = components.language_model.model
+    watched = model._forward_pre_hooks or model._forward_hooks  # a graph cannot hold somebody else's code
+    compiled = _is_compiled(model) and embeds.shape[1] <= 2 and not watched
+    mask: Any = cache.take(embeds.shape[1], new, whole=compiled)
+    if model.config._attn_implementation == "sdpa" and not model.has_sliding_layers:
+        mask = {"full_attention": mask}  # as it is: the model makes none of its own
+    elif mask is not None:
+        mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
+    with nullcontext() if compiled else _uncompiled(model):
+        out = model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+    return out.last_hidden_state
+
+
+def _is_compiled(model: Any) -> bool:
+    return getattr(model, "_compiled_call_impl", None) is not None and not torch.is_grad_enabled()
+
+
+def _uncompiled(model: Any) -> AbstractContextManager[Any]:
+    """A compiled model runs as if it were not: lengths that are new each time would be compiled each time."""
+    return torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
 
 
 def extend(
@@ -457,13 +515,15 @@ def counted_positions(mask: torch.Tensor, length: int) -> torch.Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
 
 
-def image_positions(prefix: PrefixCache, rows: torch.Tensor, places: Sequence[int]) -> torch.Tensor | None:
+def image_positions(
+    prefix: PrefixCache, rows: torch.Tensor, places: Sequence[int] | torch.Tensor
+) -> torch.Tensor | None:
     """Positions [R, n] of the tokens at `places` of images written over those of prompts `rows` [R]; None where the style goes
     on counting.
     """
     if prefix.image_starts is None:
         return None
-    return prefix.image_starts[rows][:, None] + torch.tensor(places, device=rows.device)
+    return prefix.image_starts[rows][:, None] + torch.as_tensor(places, device=rows.device)
 
 
 def _run(
@@ -476,9 +536,14 @@ def _run(
     """Last hidden states of new positions."""
     if positions is None:
         positions = counted_positions(mask, embeds.shape[1])
-    out = language_model.model(
-        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    with _uncompiled(language_model.model):
+        out = language_model.model(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
     return out.last_hidden_state
 
 

@@ -17,7 +17,15 @@ from torch import nn
 from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
 from .sampling import Generators, draw_ids, is_greedy, uniform_numbers
-from .sequence import PrefixCache, PromptRow, batch_rows, extend, image_positions, run_suffixes
+from .sequence import (
+    PrefixCache,
+    PromptRow,
+    batch_rows,
+    counted_positions,
+    feed,
+    image_positions,
+    run_suffixes,
+)
 
 
 def block_template(
@@ -129,8 +137,7 @@ def write_codes(
             f"guidance_scale={guidance_scale} needs one unconditional prompt for each of the {len(rows)} prompts. Pass them, or "
             "1.0 for no guidance."
         )
-    count = len(rows)
-    index = list(prompt_index)
+    count, branches = len(rows), 2 if guided else 1
     batch = batch_rows(
         components, [*rows, *(unconditional or ())] if guided else list(rows), region_tokens=region_tokens, pad="left"
     )
@@ -138,8 +145,8 @@ def write_codes(
     grammar = grammar.to(device)
     ids, draw = template if template is not None else block_template(grammar, count)
     ids, draw = ids.to(device).clone(), draw.to(device)
-    positions = draw.any(dim=0).nonzero()[:, 0].tolist()
-    if not positions:
+    drawn_at = draw.any(dim=0).nonzero()[:, 0].tolist()
+    if not drawn_at:
         return ids
     numbers = None
     if not (is_greedy(semantic) and is_greedy(pixel)):
@@ -147,27 +154,31 @@ def write_codes(
         numbers = uniform_numbers(count, grammar.length, generator).to(device)
     first, stop = grammar.first.tolist(), grammar.stop.tolist()
     modes = grammar.modes.tolist()
-    table = components.language_model.get_input_embeddings()
-    prompt_rows = torch.tensor(index * 2 if guided else index)
-    hidden, cache, mask = run_suffixes(components, prefix, prompt_rows, batch)
     needed = torch.ones_like(draw) if prefix.image_starts is None else fed_positions(draw)
-    anywhere = needed.any(dim=0).tolist()
-    fed = 0
-    for position in positions:
-        run = [p for p in range(fed, position) if anywhere[p]]
-        if run:
-            places = image_positions(prefix, prompt_rows.to(device), run)
-            embeds, new = table(ids[:, run]), needed[:, run]
-            if guided:
-                embeds, new = embeds.repeat(2, 1, 1), new.repeat(2, 1)
-            hidden, mask = extend(components, embeds, cache, mask, new, places)
-        fed = position
-        logits = head_rows(components.language_model.lm_head, hidden[:, -1], first[position], stop[position])
+    order = needed[:, : drawn_at[-1] + 1].any(dim=0).nonzero()[:, 0]  # what is read, and the last one drawn
+    place_of = {place: index for index, place in enumerate(order.tolist())}
+    # From here on an index is one into `order`. All that is known beforehand is made ready; the loop waits for nothing.
+    line, new = ids[:, order], needed[:, order].repeat(branches, 1)
+    prompt_rows = torch.tensor(list(prompt_index) * branches, device=device)
+    table, head = components.language_model.get_input_embeddings(), components.language_model.lm_head
+    hidden, cache, mask = run_suffixes(components, prefix, prompt_rows, batch, room=len(order) - 1)
+    places = image_positions(prefix, prompt_rows, order)
+    if places is None:
+        places = counted_positions(torch.cat([mask, new], dim=1), len(order)) + prefix.skipped
+    same, fed = bool(new.all()), 0
+    for position in drawn_at:
+        index = place_of[position]
+        if index > fed:
+            embeds = table(line[:, fed:index]).repeat(branches, 1, 1)
+            hidden = feed(components, embeds, cache, None if same else new[:, fed:index], places[:, fed:index])
+        fed = index
+        logits = head_rows(head, hidden[:, -1], first[position], stop[position])
         if guided:
             logits = guide_logits(logits[:count], logits[count:], guidance_scale)
         sampling = semantic if modes[position] == SEMANTIC_MODE else pixel
         drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
-        ids[:, position] = torch.where(draw[:, position], drawn, ids[:, position])
+        line[:, index] = torch.where(draw[:, position], drawn, line[:, index])
         if on_token is not None and not on_token():
             break
+    ids[:, order] = line
     return ids
