@@ -106,24 +106,27 @@ def region_masks(value: Any, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
     return tuple(region.rasterize(*size) for region in pointed_regions(value))
 
 
-def edit_mask(value: Any, size: tuple[int, int], *, may_be_empty: bool = False) -> np.ndarray | None:
-    """One `mask_image` (PIL image, array, tensor or `Mask`) as bool [height, width] of an image of `size`.
+def edit_mask(value: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """One `mask_image` as bool [height, width] of an image of `size`; it may be without any pixel.
 
     Args:
-        value: bright, true or positive is inside.
-        may_be_empty: whether no pixel inside is an answer ("nothing was found") rather than a slip.
+        value: a PIL image, array, tensor or `Mask`: bright, true or positive is inside. Masks of several objects [objects, height,
+            width], as `masks` of a result has them, are their union.
+
+    Raises:
+        TypeError, ValueError: no mask, or not of that size.
     """
     if value is None:
         return None
-    if isinstance(value, Image.Image):
-        value = value.convert("L")
     try:
-        if may_be_empty and not isinstance(value, Mask):
-            array = binary_mask(value)
-            if array.shape == size and not array.any():
-                return array
-        mask = value if isinstance(value, Mask) else Mask(value)
-        return mask.rasterize(*size)
+        if isinstance(value, Image.Image):
+            value = value.convert("L")
+        if isinstance(value, Mask):
+            return value.rasterize(*size)
+        if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3 and tuple(value.shape[1:]) == size:
+            return np.array([binary_mask(one) for one in value], dtype=bool).reshape(-1, *size).any(axis=0)
+        array = binary_mask(value)
+        return array.copy() if array.shape == size and not array.any() else Mask(array).rasterize(*size)
     except (TypeError, ValueError) as error:
         raise type(error)(f"mask_image cannot be used. {error}") from error
 
