@@ -18,6 +18,7 @@ from ..steps import composite, denoise
 from ..steps.arguments import (
     as_list,
     check_count,
+    check_given,
     check_numbers,
     check_output_type,
     check_strength,
@@ -208,13 +209,8 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_inputs = callback_on_step_end.tensor_inputs
-        check_numbers(
-            guidance_scale=guidance_scale,
-            mask_guidance_scale=mask_guidance_scale,
-            token_guidance_scale=token_guidance_scale,
-            strength=strength,
-            eta=eta,
-        )
+        check_numbers(guidance_scale=guidance_scale, token_guidance_scale=token_guidance_scale)
+        check_given(mask_guidance_scale=mask_guidance_scale, strength=strength, eta=eta)
         if latents is not None and not isinstance(latents, torch.Tensor):
             raise TypeError(
                 f"latents must be a torch tensor, got {type(latents).__name__}. Leave it out to draw noise."

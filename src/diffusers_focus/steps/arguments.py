@@ -178,6 +178,14 @@ def check_numbers(**values: Any) -> None:
             raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
+def check_given(**values: Any) -> None:
+    """`check_numbers` where None is no number."""
+    for name, value in values.items():
+        if value is None:
+            raise TypeError(f"{name} must be a number, got None. Leave it out for its default.")
+    check_numbers(**values)
+
+
 def generator_list(generator: Any, rows: int) -> Any:
     """A generator argument: None, one, or a list with one for each result."""
     if isinstance(generator, Sequence) and not isinstance(generator, torch.Generator):
@@ -186,8 +194,10 @@ def generator_list(generator: Any, rows: int) -> Any:
                 f"{len(generator)} generators were given for {rows} results. Pass one, or one for each result."
             )
         generator = list(generator)
+    if generator is None:
+        return None
     for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+        if not isinstance(one, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or a list of them, got {type(one).__name__}.")
     return generator
 
@@ -201,7 +211,7 @@ def check_output_type(output_type: Any) -> str:
 
 def check_strength(strength: Any) -> float:
     """The share of a denoising to run, above 0 and at most 1."""
-    check_numbers(strength=strength)
+    check_given(strength=strength)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
     return strength

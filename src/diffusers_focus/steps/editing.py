@@ -305,9 +305,10 @@ def edit_places(
             if settings.edit_without_mask and one.target is None and not one.regions:
                 place.edit_mask = everywhere[one.image]
             else:
+                text = one.target or one.instruction
                 logger.warning(
-                    f"Nothing in the image was found for {(one.target or one.instruction)!r}; it is returned unchanged. Point "
-                    "at the object with region=..., or pass mask_image."
+                    f"Nothing in the image was found for {text if len(text) <= 80 else text[:77] + '...'!r}; it is returned "
+                    "unchanged. Point at the object with region=..., or pass mask_image."
                 )
         places.append(place)
     return places
