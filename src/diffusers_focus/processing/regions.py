@@ -327,7 +327,8 @@ def binary_mask(array: Any) -> np.ndarray:
             array = np.asarray(array)
         except ValueError as error:
             raise ValueError(
-                "Mask.array is a list of rows of different lengths, or of other things than numbers. Pass one array [height, width]."
+                "Mask.array is a list of rows of different lengths, or of other things than numbers. Pass one array [height, "
+                "width]."
             ) from error
     if not isinstance(array, np.ndarray):
         raise TypeError(
