@@ -2,7 +2,7 @@
 
     python benchmarks/bench_edit_encodings.py [PIPELINE]
 
-A clip of 8 frames edited in a place that is followed, and a photograph of 1,536 x 1,024 pixels edited in the surroundings of a given
+A clip of 8 frames edited in a place that is followed, and a photograph of 1,536 x 1,024 pixels edited around a given
 mask. One thread, one denoising step, so that the looking shows; medians of three.
 """
 

@@ -51,7 +51,7 @@ class EditFuzz(Fuzz):
         )
         self.exact &= not isinstance(usual, Image.Image) or usual.mode == "RGB"
         return self.odd(
-            usual, floats * 300, floats * np.nan, array[:0], array.astype(np.int64) - 9, np.zeros((2, 2, 2, 2)), "x.png", 3
+            usual, floats * 300, floats * np.nan, array[:0], array.astype(np.int64) - 9, np.zeros((2, 2, 2, 2, 2)), "x.png", 3
         )  # fmt: skip
 
     def place(self) -> Any:

@@ -43,6 +43,7 @@ from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
 from ..steps.sampling import Generators
 from ..steps.text import DecoderText
 from ._guides import ControlOptions, FocusGuidesMixin, GuideRow
+from ._ip_adapter import FocusIPAdapterMixin
 from ._lora import scaling_lora
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusSegmentOutput
@@ -51,7 +52,7 @@ Prompts = str | list[str] | list[list[str]] | list[str | list[str]]
 StepCallback = Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
+class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
     """Mixed into a `DiffusionPipeline` with all FOCUS components; a call without a prompt segments."""
 
     _guidance_scale = 1.0
@@ -141,6 +142,8 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
     ) -> FocusEditOutput | FocusSegmentOutput | tuple[Any, ...]:
         """Segment (no prompt), edit (prompt and image) or generate (prompt alone).
 
@@ -189,6 +192,9 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
             callback_on_step_end_tensor_inputs: the tensors it gets; "latents" by default.
             cross_attention_kwargs: for the UNet's attention; "scale" is the weight of LoRA adapters, the language model's included.
+            ip_adapter_image: a picture for the IP-Adapter that was loaded, for every result; with several adapters a list has one
+                for each, and a list in it several for one. Zero-shot, as above.
+            ip_adapter_image_embeds: the same as tensors, as in diffusers' SDXL pipelines.
 
         Returns:
             `FocusEditOutput`, without a prompt `FocusSegmentOutput`.
@@ -303,6 +309,9 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             num_images_per_prompt,
             decoded,
         )  # fmt: skip
+        image_prompts = self._image_prompts(
+            ip_adapter_image, ip_adapter_image_embeds, guided=self.do_classifier_free_guidance, device=device
+        )
         tokens = denoise.token_map(self, *write()).to(device)
         latent_mask = source = None
         if encoding is not None:
@@ -329,6 +338,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             cross_attention_kwargs=cross_attention_kwargs,
             words=words,
             control=control,
+            image_prompts=image_prompts,
         )
         if output_type == "latent":
             self.maybe_free_model_hooks()
@@ -426,6 +436,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         cross_attention_kwargs: dict[str, Any] | None = None,
         words: DecoderText | None = None,
         control: Control | None = None,
+        image_prompts: denoise.ImagePrompts | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
         schedule = denoise.prepare_timesteps(
@@ -473,6 +484,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
                     text_rows,
                     control,
                     share=i / len(schedule),
+                    image_prompts=image_prompts,
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = denoise.advance(self.scheduler, predicted, t, latents, step_arguments)

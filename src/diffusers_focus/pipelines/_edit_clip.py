@@ -221,10 +221,9 @@ class _LastEncoding:
     def of(self, image: Image.Image) -> FocusImageEncoding | None:
         """The encoding of a frame if it is the last one that was encoded."""
         own = self._image
-        if own is image:
-            return self._encoding
-        same = own is not None and own.size == image.size and own.mode == image.mode
-        return self._encoding if same and own.tobytes() == image.tobytes() else None
+        if own is None or own.size != image.size or own.mode != image.mode:
+            return None
+        return self._encoding if own is image or own.tobytes() == image.tobytes() else None
 
 
 _NOWHERE = object()  # what the instruction is about is not there

@@ -124,7 +124,8 @@ def edit_mask(value: Any, size: tuple[int, int]) -> np.ndarray | None:
         if isinstance(value, Mask):
             return value.rasterize(*size)
         if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3 and tuple(value.shape[1:]) == size:
-            return np.array([binary_mask(one) for one in value], dtype=bool).reshape(-1, *size).any(axis=0)
+            objects = np.array([binary_mask(one) for one in value], dtype=bool).reshape(-1, *size)
+            return np.asarray(objects.any(axis=0))
         array = binary_mask(value)
         return array.copy() if array.shape == size and not array.any() else Mask(array).rasterize(*size)
     except (TypeError, ValueError) as error:
