@@ -16,7 +16,7 @@ from PIL import Image
 from tests.pipelines.test_fuzz import ERRORS, Fuzz
 from tests.tiny import SIZE, picture, seeded, shared_pipeline
 
-FEW, MANY = 30, 3000
+FEW, MANY = 14, 3000
 SIZES = [(SIZE, SIZE), (48, 80), (1, 1), (1, 90), (70, 3), (9, 200), (130, 150), (31, 33)]
 
 
@@ -190,7 +190,7 @@ def run(count: int, first: int = 0) -> dict[str, int]:
 
 def test_a_few_fuzzed_edits():
     outcomes = run(FEW)
-    assert min(outcomes.values()) >= 5, outcomes
+    assert min(outcomes.values()) >= 3, outcomes
 
 
 @pytest.mark.slow

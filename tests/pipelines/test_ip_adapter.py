@@ -76,6 +76,7 @@ def test_pictures_may_be_several_or_embeddings_and_reach_every_branch(pipe, plai
     assert drawn.shape == (2, SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 def test_several_adapters_beside_a_controlnet(plain):
     pipe = tiny_pipeline(image_encoder=image_encoder_for())
     pipe.controlnet = controlnet_for(pipe.unet)

@@ -204,8 +204,8 @@ def test_mistakes_are_named(pipe, options, kind, says):
 
 def test_regions_of_one_edit_stay_regions_of_one_edit(pipe):
     two = pipe.edit(
-        picture(), [["remove it", "make it blue"]], region=[[[Point(9, 9), Point(50, 50)], Mask(disk_mask())]]
+        picture(), [["remove it", "make it blue"]], region=[[[Point(9, 9), Point(50, 50)], Mask(disk_mask())]], **STEPS
     )
     assert len(two.edit_masks[0]) == 2
-    one = pipe.edit(picture(), "remove it", region=[[Point(9, 9), Point(50, 50)]])
+    one = pipe.edit(picture(), "remove it", region=[[Point(9, 9), Point(50, 50)]], **STEPS)
     assert same(one.edit_masks[0], two.edit_masks[0][0])

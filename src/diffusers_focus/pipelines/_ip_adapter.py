@@ -7,15 +7,20 @@ the picture's tokens to each cross-attention, so the sequence with the mask in i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.loaders.ip_adapter import IPAdapterMixin
 from diffusers.models.embeddings import ImageProjection
 
 from ..processing.images import load_image_any
 from ..steps.denoise import ImagePrompts
 from ._base import FocusPipelineMixin
+from ._hub import import_quietly
+
+if TYPE_CHECKING:
+    from diffusers.loaders.ip_adapter import IPAdapterMixin
+else:
+    IPAdapterMixin = import_quietly("diffusers.loaders.ip_adapter").IPAdapterMixin
 
 
 class FocusIPAdapterMixin(IPAdapterMixin, FocusPipelineMixin):
