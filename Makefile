@@ -25,7 +25,7 @@ help:
 demo: override export IMAGE := $(value IMAGE)
 demo: override export PROMPT := $(value PROMPT)
 demo: $(VENV)/.installed-base
-	@$(RUN) examples/demo.py $${IMAGE:+--image "$$IMAGE"} $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
+	@$(VENV)/bin/diffusers-focus demo $${IMAGE:+--image "$$IMAGE"} $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)

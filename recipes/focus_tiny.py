@@ -87,15 +87,19 @@ def publish(
     runs, output = Path(runs), Path(output)
     components = vars(load_components(runs))
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
-    masks_moved = any((runs / "stages" / stage / "recipe.json").exists() for stage in ("3", "3-all"))
+    records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
+    done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
+    masks_moved = bool({"3", "3-all"} & set(done))
     writes_images = masks_moved or bool(before.get("images_trained"))
     # Stages that train the masks move the states that instance embeddings are read off: 3-identities comes after them.
-    linked = (runs / "stages" / "3-identities" / "recipe.json").exists()
-    linked = linked or (not masks_moved and bool(before.get("instances_trained")))
+    linked = "3-identities" in done or (not masks_moved and bool(before.get("instances_trained")))
+    # Lists of names belong to the last mixture alone: a stage after it that knows none would undo them.
+    last = next((done[stage] for stage in reversed(ORDER) if stage in done and stage in ("3", "3-all")), None)
+    listed = bool(last["options"]["mixture"].get("classes")) if last else bool(before.get("classes_trained"))
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
-        classes_trained=False,
+        classes_trained=listed,
         edit_masks_trained=writes_images,
         instances_trained=linked,
         images_trained=writes_images,

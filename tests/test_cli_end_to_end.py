@@ -103,8 +103,8 @@ def test_segment_a_clip_from_a_region_on_one_of_its_frames(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def loaded():
-    """The pipeline, read once for the tests that use it often."""
-    return cli._load_folder(str(PIPELINE))
+    """The pipeline, read once for the tests that use it often; by the name under which it comes with the package."""
+    return cli._load_folder("focus-tiny")
 
 
 def test_a_conversation_goes_on_from_the_standard_input(scene, loaded, monkeypatch, capsys):
@@ -134,6 +134,22 @@ def test_segment_by_names_and_by_several_clicks(scene, loaded, tmp_path, monkeyp
     assert status("segment", scene[0], "--point", last, "--not-point", first, *argv[:2], "--pipeline", PIPELINE) == 0
     x, y = map(int, first.split(","))
     assert not pixels(files["mask.png"])[y, x]
+
+
+def test_demo(scene, loaded, tmp_path, monkeypatch, capsys):
+    needs_decoder()
+    monkeypatch.setattr(cli, "_load", lambda args: loaded)
+    Image.new("RGB", (40, 30), "grey").save(tmp_path / "grey.png")  # nothing to find
+    for name, argv in (("drawn", []), ("own", ["--image", tmp_path / "grey.png", "--prompt", "remove the red star"])):
+        assert status("demo", *argv, "--output", tmp_path / name) == 0
+        sheet = pixels(tmp_path / name / "contact_sheet.png")
+        assert sheet.shape[1] > 3 * 256 and sheet.std() > 5
+        before, after = pixels(tmp_path / name / "input.png"), pixels(tmp_path / name / "edited.png")
+        assert before.shape == after.shape
+    out = capsys.readouterr().out
+    assert (
+        "focus-tiny is ready" in out and "how many objects are there?" in out and "edited: remove the red star" in out
+    )
 
 
 def test_edit_changes_nothing_but_its_place(scene, tmp_path):

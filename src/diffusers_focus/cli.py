@@ -1,4 +1,4 @@
-"""The command line: `diffusers-focus ask | segment | edit | generate | app | world | train | eval | ...`.
+"""The command line: `diffusers-focus ask | segment | edit | generate | demo | app | world | train | eval | ...`.
 
 A thin layer over the Python interface: every command reads its arguments, calls one function of the rooms below and
 writes what comes back. Whatever is slow to import is imported inside the command that needs it, so `--help` is instant.
@@ -15,11 +15,13 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command_line import DEFAULT_PIPELINE, USER_ERROR, command_line
+from .sharing.shipped import shipped_pipeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
             "segment": _segment,
             "edit": _edit,
             "generate": _generate,
+            "demo": _demo,
             "app": _app,
             "world": _world,
             "train": _train,
@@ -138,14 +141,18 @@ def _read_image(path: str, mode: str = "RGB") -> Image.Image:
 def _find_pipeline(given: str | None) -> str:
     """A folder that holds a pipeline, or a Hub id as it was given."""
     if given is None:
-        # The second place is the repository's own, for an editable installation used from another folder.
-        places = [DEFAULT_PIPELINE, Path(__file__).resolve().parents[2] / DEFAULT_PIPELINE]
-        for place in places:
-            if (place / "model_index.json").is_file():
-                return str(place)
-        raise FileNotFoundError(f"no pipeline in {DEFAULT_PIPELINE.as_posix()!r}; name one with --pipeline DIR")
+        if (DEFAULT_PIPELINE / "model_index.json").is_file():
+            return str(DEFAULT_PIPELINE)
+        given = DEFAULT_PIPELINE.name
+        if shipped_pipeline(given) is None:
+            raise FileNotFoundError(
+                f"no pipeline in {DEFAULT_PIPELINE.as_posix()!r}, and none came with the package; name one with --pipeline DIR"
+            )
     if (Path(given) / "model_index.json").is_file():
         return given
+    shipped = shipped_pipeline(given)
+    if shipped is not None:
+        return str(shipped)
     if Path(given).exists() or given.startswith((".", "/", "~")) or given.count("/") != 1:
         raise FileNotFoundError(f"no pipeline in {given!r}: it has no model_index.json; name its folder or a Hub id")
     return given
@@ -304,6 +311,17 @@ def _generate(args: argparse.Namespace) -> None:
     pipe = _load(args)
     _write_image(target, pipe.generate(args.prompt, **_sampling(args)).images[0])
     print(target)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    image = _read_image(args.image) if args.image else None
+    pipe = _load(args)
+    pipe.set_progress_bar_config(disable=True)
+    from .app.demo import run_demo
+
+    print(f"{Path(_find_pipeline(args.pipeline)).name} is ready\n  [load: {time.perf_counter() - started:.2f} s]")
+    run_demo(pipe, image, args.prompt, args.output, args.seed)
 
 
 def _app(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from .checkpoints.command import add_conversions
 
 DEFAULT_PIPELINE = Path("pipelines") / "focus-tiny"
 USER_ERROR = 2
+DEMO_SEED = 1_000_000  # training draws its scenes from the seeds below; this is the scene of the README's picture
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +83,7 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipeline",
         metavar="DIR",
-        help=f"pipeline folder or Hub id (default: {DEFAULT_PIPELINE.as_posix()} here or in the repository)",
+        help=f"pipeline folder or Hub id (default: {DEFAULT_PIPELINE.as_posix()} here, or the one that came with the package)",
     )
     parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda, mps, ... (default: %(default)s)")
     parser.add_argument(
@@ -182,6 +183,15 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     _add_sampling(generate)
     generate.add_argument("-o", "--output", default="image.png", metavar="FILE", help="image (default: %(default)s)")
     _add_pipeline(generate)
+
+    demo = command("demo", "ask, segment and edit one image, to see what this does")
+    demo.add_argument("--image", metavar="FILE", help="any image file (default: a drawn scene)")
+    demo.add_argument("--prompt", metavar="TEXT", help='an instruction such as "make the star blue"')
+    demo.add_argument("--output", default="demo_output", metavar="DIR", help="folder (default: %(default)s)")
+    demo.add_argument(
+        "--seed", type=_seed, default=DEMO_SEED, metavar="N", help="of the scene and the edit (default: %(default)s)"
+    )
+    _add_pipeline(demo)
 
     app = command("app", "open a page to point at things in an image and edit them")
     app.add_argument(

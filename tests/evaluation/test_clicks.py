@@ -45,4 +45,5 @@ def test_who_knows_everything_needs_one_click(figures):
 def test_names(figures):
     oracle, blind = figures["oracle"]["classes"], figures["blind"]["classes"]
     assert oracle["PQ"]["value"] == oracle["mIoU"]["value"] == 1.0
+    assert oracle["AP50"]["value"] == oracle["mAP"]["value"] == 1.0 and blind["AP50"]["value"] == 0.0
     assert blind["PQ"]["value"] == 0.0 and 0.3 < blind["mIoU"]["value"] < 1.0  # the names that are not there

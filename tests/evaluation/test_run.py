@@ -38,6 +38,7 @@ def test_oracle_is_right_everywhere(oracle_result):
         for task in ("referring", "reasoning", "click", "scribble", "box", "mask"):
             assert value(found[task], "mIoU") == value(found[task], "cIoU") == value(found[task], "P@0.5") == 1.0, task
             assert value(found[task], "calibration_error") == 0.0
+        assert value(found["reasoning"], "told") == 1.0
         assert [value(found["generalized"], key) for key in ("gIoU", "cIoU", "N-acc", "T-acc")] == [1.0] * 4
         assert value(found["questions"], "exact_match") == 1.0
         assert set(found["questions"]["kinds"]) <= set(QUESTION_KINDS)

@@ -12,6 +12,7 @@ import numpy as np
 from diffusers_focus.data.language import (
     COLOURS,
     QUESTION_KINDS,
+    explanation,
     generalized_expressions,
     reasoning_expressions,
     referring_expressions,
@@ -48,7 +49,7 @@ class Oracle:
         return [self.known[np.asarray(one).tobytes()] for one in getattr(image, "images", image)]
 
     def segment(self, image, expression=None, region=None, task="referring", classes=None):
-        masks, labels = [], []
+        masks, labels, text = [], [], []
         for row, seen in enumerate(self.look(image)):
             if classes is not None:
                 named = [(item.shape, mask) for item, mask in zip(seen.scene.objects, seen.drawn.masks)]
@@ -60,9 +61,15 @@ class Oracle:
                 continue
             targets = [self.pointed(seen, region[row])] if region else self.meant(seen, expression[row])
             masks.append(seen.drawn.masks[list(targets)])
+            text.append(self.explained(seen, expression[row]) if task == "reasoning" else "")
         ones = [[1.0] * len(mask) for mask in masks]
         presence = [float(len(mask) > 0) for mask in masks]
-        return SimpleNamespace(masks=masks, scores=ones, qualities=ones, presence=presence, labels=labels)
+        return SimpleNamespace(masks=masks, scores=ones, qualities=ones, presence=presence, labels=labels, text=text)
+
+    def explained(self, seen, text):
+        rng = np.random.default_rng(0)
+        told = next(one for one in reasoning_expressions(seen.scene, rng) if one.text == text)
+        return f"{explanation(seen.scene, told)}: {seen.scene.objects[told.targets[0]].name}"
 
     def meant(self, seen, text):
         rng = np.random.default_rng(0)
@@ -126,7 +133,12 @@ class Blind(Oracle):
         masks = [np.zeros((0, SIZE, SIZE), dtype=bool) for _ in self.look(image)]
         nothing = [[] for _ in masks]
         return SimpleNamespace(
-            masks=masks, scores=nothing, qualities=nothing, presence=[0.0] * len(masks), labels=nothing
+            masks=masks,
+            scores=nothing,
+            qualities=nothing,
+            presence=[0.0] * len(masks),
+            labels=nothing,
+            text=["the one: nothing"] * len(masks),
         )
 
     def understand(self, image, question, region=None):

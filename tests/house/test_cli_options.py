@@ -34,6 +34,7 @@ FROZEN = {
         *["IMAGE", "INSTRUCTION", *REGION, *PIPELINE, *SAMPLING, "--output", "-o"],
         *["--mask-image", "--save-mask", "--strength", "--target"],
     ],
+    "demo": ["--image", "--output", "--prompt", "--seed", *PIPELINE],
     "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--clips", "--count", "--held-out", "--output", "--seed", "--size", "-o"],

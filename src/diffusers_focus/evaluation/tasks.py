@@ -13,6 +13,7 @@ The pipeline is any object with the calls of `FocusPipeline`: `encode_image`, `s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -22,10 +23,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.coco_masks import encode_rle
 from ..data.language import (
     QUESTION_KINDS,
     Question,
     Referral,
+    explanation,
     generalized_expressions,
     questions,
     reasoning_expressions,
@@ -34,7 +37,9 @@ from ..data.language import (
 from ..data.regions_sampling import REGION_KINDS, region_prompt
 from ..data.world import HELD_OUT_PAIRS, SHAPES, Rendered, Scene, first_held_out_seed, render, sample_scene
 from ..processing.regions import Region
+from ..steps.segment import EXPLANATION_END
 from . import metrics
+from .average_precision import Instance, mean_average_precision
 
 GROUPS = {"in": "exclude", "held_out": "require"}
 SIZE = 128
@@ -198,14 +203,17 @@ class SegmentTask:
         for turn in range(max(map(len, asked))):
             indices = [index for index, referrals in enumerate(asked) if len(referrals) > turn]
             referrals = [asked[index][turn] for index in indices]
-            options = {"task": "reasoning"} if self.name == "reasoning" else {}
+            reasons = self.name == "reasoning"
+            options = {"task": "reasoning"} if reasons else {}
             out = pipe.segment(batch.source(pipe, indices), [referral.text for referral in referrals], **options)
             for row, (index, referral) in enumerate(zip(indices, referrals)):
                 truth = np.asarray(batch.drawn[index].masks[list(referral.targets)].any(axis=0))
+                told = {"told": _is_told(out.text[row], batch.scenes[index], referral)} if reasons else {}
                 self.records.append(
                     {
                         "scene": batch.scenes[index].seed,
                         "kind": referral.kind,
+                        **told,
                         "score": max((float(score) for score in out.scores[row]), default=0.0),
                         "presence": float(out.presence[row]),
                         "qualities": [float(quality) for quality in out.qualities[row]],
@@ -215,7 +223,10 @@ class SegmentTask:
                 )
 
     def figures(self) -> dict[str, Any]:
-        """mIoU (or gIoU, N-acc, T-acc), cIoU, P@0.5 and the calibration of the score; per kind of expression."""
+        """mIoU (or gIoU, N-acc, T-acc), cIoU, P@0.5 and the calibration of the score; per kind of expression.
+
+        Of indirect expressions also "told", the share of answers that explain themselves rightly before they name the object.
+        """
         records = self.records
         if self.name == "generalized":
             absent, present = [r for r in records if r["no_target"]], [r for r in records if not r["no_target"]]
@@ -231,6 +242,8 @@ class SegmentTask:
             )
             return found
         found = {**_mask_figures(records), **_calibration_figures(records)}
+        if self.name == "reasoning":
+            found["told"] = figure(records, "told")
         if self.name == "referring":
             found["kinds"] = {kind: _mask_figures(chosen) for kind, chosen in kinds_of(records).items()}
         return found
@@ -279,6 +292,7 @@ class ClassTask:
     def __init__(self, name: str = "classes") -> None:
         self.name = name
         self.records: list[dict[str, Any]] = []
+        self.instances: tuple[list[list[Instance]], list[list[Instance]]] = ([], [])  # found, true
 
     def run(self, pipe: Any, batch: Batch) -> None:
         """Look for some names in every scene of the batch."""
@@ -291,6 +305,9 @@ class ClassTask:
         for index, (wanted, labels) in enumerate(asked):
             truths = [(mask, name) for mask, name in zip(batch.drawn[index].masks, labels) if name in wanted]
             pairs = _matched(instances.masks[index], instances.labels[index], truths)
+            found = zip(instances.masks[index], instances.labels[index], instances.scores[index], strict=True)
+            self.instances[0].append([Instance(encode_rle(mask), name, float(score)) for mask, name, score in found])
+            self.instances[1].append([Instance(encode_rle(mask), name) for mask, name in truths])
             pixels = dict(zip(maps.labels[index], maps.masks[index]))
             nothing = np.zeros(batch.drawn[index].masks.shape[-2:], dtype=bool)
             for name in wanted:
@@ -310,11 +327,20 @@ class ClassTask:
             )
 
     def figures(self) -> dict[str, Any]:
-        """PQ (panoptic quality: IoU of matched instances over matches and half of all misses), mIoU of the names' maps."""
+        """PQ (panoptic quality: IoU of matched instances over matches and half of all misses), mIoU of the names' maps, and COCO's
+        AP50 and mAP of instances where pycocotools is installed (extra `eval`).
+        """
         kinds = kinds_of(self.records)
         found = {"mIoU": figure(kinds["semantic"], "iou")}
         if any(record["quality_base"] for record in kinds["instance"]):
             found["PQ"] = figure(kinds["instance"], "matched_iou", "quality_base")
+        with contextlib.suppress(ImportError):
+            precision = mean_average_precision(*self.instances)
+            count = sum(map(len, self.instances[1]))
+            for name in ("AP50", "mAP"):
+                value = precision[name]
+                if value is not None:
+                    found[name] = {"value": round(value, 6), "count": count}
         return found
 
 
@@ -362,6 +388,12 @@ class QuestionTask:
                 for kind, chosen in kinds_of(self.records).items()
             },
         }
+
+
+def _is_told(text: str, scene: Scene, referral: Referral) -> bool:
+    """Whether a right explanation stands before the names."""
+    told, end, _ = text.rpartition(EXPLANATION_END)
+    return bool(end) and metrics.same_answer(told, explanation(scene, referral))
 
 
 def _matched(masks: Any, labels: Sequence[str], truths: Sequence[tuple[np.ndarray, str]]) -> list[float]:

@@ -35,6 +35,7 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.images import FocusImageProcessor
 from ..sharing.publish import HUB_ERRORS
+from ..sharing.shipped import shipped_pipeline
 
 COMPONENTS: dict[str, type] = {
     "vision_encoder": FocusVisionEncoder,
@@ -99,7 +100,7 @@ class FocusLoadingMixin:
         are float16, so the parts would differ.
 
         Args:
-            pretrained_model_name_or_path: a folder, or "name/repository".
+            pretrained_model_name_or_path: a folder, "name/repository", or "focus-tiny", which comes with the package.
             kwargs: what diffusers takes: `dtype` (one, or a dictionary of component -> dtype with an entry "default"),
                 `variant`, `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `device_map`,
                 `quantization_config`, ...; components to use instead of the stored ones (which are then not downloaded) and
@@ -114,6 +115,8 @@ class FocusLoadingMixin:
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         source = os.fspath(pretrained_model_name_or_path)
+        if not os.path.isdir(source):
+            source = os.fspath(shipped_pipeline(source) or source)
         if subfolder:
             source = cls._subfolder(source, subfolder, kwargs)
         if os.path.isdir(source):

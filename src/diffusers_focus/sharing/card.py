@@ -92,12 +92,16 @@ $figures"""
 
 GROUP_TITLES = {"in": "new scenes", "held_out": "held-out pairs"}
 _PERCENT = frozenset(
-    "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU".split()
+    "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU told "
+    "AP50 mAP PQ".split()
 )
 # task -> its title and the rows (path into the task's figures, title) in the order of the table.
 ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "referring": ("Referring expressions", (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"))),
-    "reasoning": ("Indirect expressions", (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"))),
+    "reasoning": (
+        "Indirect expressions",
+        (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"), ("told", "right explanations")),
+    ),
     "generalized": (
         "None, one or many objects",
         (("gIoU", "gIoU"), ("cIoU", "cIoU"), ("N-acc", "N-acc"), ("T-acc", "T-acc")),
@@ -109,6 +113,7 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         )
         for kind, title in (("click", "Click"), ("scribble", "Scribble"), ("box", "Box"), ("mask", "Rough mask"))
     },
+    "classes": ("Lists of names", (("AP50", "AP50"), ("PQ", "PQ"), ("mIoU", "mIoU of the names' maps"))),
     "questions": ("Questions", (("exact_match", "exact match"), ("blind", "most frequent answer of the kind"))),
     "edits": (
         "Edits",
@@ -221,6 +226,8 @@ def _cell(figure: dict[str, Any] | None, path: str) -> str:
     if figure is None:
         return ""
     scale = 100.0 if path.rpartition("/")[2] in _PERCENT else 1.0
+    if "low" not in figure:  # of a whole set of scenes, such as average precision
+        return f"{figure['value'] * scale:.1f}"
     return f"{figure['value'] * scale:.1f} ({figure['low'] * scale:.1f} to {figure['high'] * scale:.1f})"
 
 

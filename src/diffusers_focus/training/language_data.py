@@ -175,8 +175,8 @@ class Mixture:
     pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look
     for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
     of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
-    of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. The last four are off
-    in the published recipe.
+    of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. `names` is whether the
+    model writes the names of what it found before the masks, as FOCUS does; an ablation leaves them out.
     """
 
     questions: int = 8
@@ -196,6 +196,7 @@ class Mixture:
     strokes: float = 0.0
     explained: float = 0.0
     clips: float = 0.0
+    names: bool = True
 
     @property
     def masks(self) -> int:
@@ -306,6 +307,8 @@ def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mix
 
     def answer(task: str, targets: Sequence[int]) -> list[PromptPart]:
         """The answer, its names now and then those of another object; those are read, not learned to be written."""
+        if not mixture.names:
+            return build_answer(task)
         if rng.random() >= mixture.name_noise:
             return build_answer(task, names_of(scene, targets))
         other = (int(rng.integers(len(scene.objects))),)

@@ -45,6 +45,8 @@ EVERYTHING = {
     "generations": 0.05,
     "twins": 0.25,
 }
+# Prompts that fewer tasks ask for: lists of names, several clicks, expressions whose answer explains itself.
+SEEING = {"regions": 2, "classes": 1, "strokes": 0.3, "explained": 0.3}
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
 FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
@@ -170,7 +172,10 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.6,
             warmup_steps=30,
             seed=19,
-            options={"mixture": {**EVERYTHING, "question_kinds": LESSONS + 2 * ("relation",)}, "masks_every": 3},
+            options={
+                "mixture": {**EVERYTHING, **SEEING, "question_kinds": LESSONS + 2 * ("relation",)},
+                "masks_every": 3,
+            },
         ),
         StageRecipe(
             name="3-identities",

@@ -1,34 +1,28 @@
-"""Ask, segment and edit one image with focus-tiny: python examples/demo.py [--image photo.png] [--prompt "..."]
+"""`diffusers-focus demo`: ask, segment and edit one image, in a minute, with what comes with the package.
 
 Without an image a scene is drawn that training has never seen. Writes input.png, mask_overlay.png, edited.png and
-contact_sheet.png (scene -> mask -> edit) to the output folder, and prints answers, timings and memory.
+contact_sheet.png (scene -> mask -> edit) to a folder, and prints answers, timings and memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-PIPELINE = Path(__file__).resolve().parents[1] / "pipelines" / "focus-tiny"
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.language import sample_edit
+from ..data.world import first_held_out_seed, render, sample_scene
+from ..processing.drawing import contact_sheet, draw_masks
+
 QUESTIONS = ("how many objects are there?", "describe the image")
 DEFAULT_PROMPT = "make the leftmost object blue"
-UNSEEN = 1_000_000  # training draws its scenes from the seeds below
-SCENE = UNSEEN  # the one of the README's picture
 _TARGET = re.compile(r"^(?:remove|make|replace|change) (.+?)(?: with .+| to .+| \w+)?$")
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", metavar="FILE", help="any image file (default: a drawn scene)")
-    parser.add_argument("--prompt", metavar="TEXT", help='an instruction such as "make the star blue"')
-    parser.add_argument("--pipeline", metavar="DIR", default=str(PIPELINE), help="pipeline folder")
-    parser.add_argument("--output", metavar="DIR", default="demo_output", help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=SCENE, metavar="N", help="of the scene and the edit")
-    return parser.parse_args()
 
 
 def target_of(instruction: str) -> str:
@@ -39,15 +33,9 @@ def target_of(instruction: str) -> str:
     return match.group(1) if match else instruction
 
 
-def scene_and_prompt(seed: int):
+def scene_and_prompt(seed: int) -> tuple[Image.Image, str]:
     """A scene that training has not seen, and an instruction that makes sense in it."""
-    import numpy as np
-    from PIL import Image
-
-    from diffusers_focus.data.language import sample_edit
-    from diffusers_focus.data.world import render, sample_scene
-
-    scene = sample_scene(seed if seed >= UNSEEN else seed + UNSEEN)
+    scene = sample_scene(seed if seed >= first_held_out_seed else seed + first_held_out_seed)
     edit = sample_edit(scene, np.random.default_rng(seed), kinds=("recolour",))
     return Image.fromarray(render(scene).image), edit.instruction
 
@@ -62,7 +50,7 @@ def peak_memory() -> str:
     return f"{used / (1e6 if sys.platform == 'darwin' else 1e3):.0f} MB"
 
 
-class Clock:
+class _Clock:
     """Prints how long each step took."""
 
     def __init__(self) -> None:
@@ -74,36 +62,26 @@ class Clock:
         self.last = now
 
 
-def main() -> int:
-    """Run the demo and return the exit status."""
-    args = arguments()
-    if not (Path(args.pipeline) / "model_index.json").is_file():
-        print(f"error: no pipeline in {args.pipeline}; train one with `make tiny` or name one: --pipeline DIR")
-        return 2
-    clock = Clock()
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
+def run_demo(
+    pipe: Any, image: Image.Image | None, prompt: str | None, folder: str | Path, seed: int = first_held_out_seed
+) -> None:
+    """Look at one image in every way and edit it.
 
-    from diffusers_focus import FocusPipeline
-    from diffusers_focus.processing.drawing import contact_sheet, draw_masks
+    Args:
+        pipe: a `FocusPipeline`.
+        image: an RGB image; None draws a scene.
+        prompt: an instruction; by default one that fits the scene.
+        folder: where the pictures go; created where it is missing.
+        seed: of the scene and of the edit.
 
-    pipe = FocusPipeline.from_pretrained(args.pipeline)
-    pipe.set_progress_bar_config(disable=True)
-    print(f"{Path(args.pipeline).name} is ready")
-    clock.lap("load")
-
-    if args.image:
-        try:
-            image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-        except OSError as error:
-            print(f"error: cannot read {args.image}: {error}")
-            return 2
-        prompt = args.prompt or DEFAULT_PROMPT
-    else:
-        image, prompt = scene_and_prompt(args.seed)
-        prompt = args.prompt or prompt
-    folder = Path(args.output)
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    clock, folder = _Clock(), Path(folder)
+    if image is None:
+        image, drawn_prompt = scene_and_prompt(seed)
+        prompt = prompt or drawn_prompt
+    prompt = prompt or DEFAULT_PROMPT
     folder.mkdir(parents=True, exist_ok=True)
     image.save(folder / "input.png")
 
@@ -132,7 +110,7 @@ def main() -> int:
     if getattr(pipe, "unet", None) is None:
         print("this pipeline has no image decoder (unet) yet, so there is no edit")
     else:
-        generator = torch.Generator("cpu").manual_seed(args.seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         edited = pipe.edit(seen, prompt, generator=generator, **options).images[0]
         edited.save(folder / "edited.png")
         print(f"edited: {prompt}")
@@ -146,8 +124,3 @@ def main() -> int:
         clock.lap("edit")
     contact_sheet(strip, captions=captions, cell=256).save(folder / "contact_sheet.png")
     print(f"peak memory {peak_memory()}; see {folder / 'contact_sheet.png'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
