@@ -258,9 +258,9 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             seen = self._load_images(image) if plain else single_images(self.encode_image(image), "An edit")
             size = token_resolution(self.image_processor, height, width, seen.size)
             once = edit_prompts(self, seen, prompt, config, target=target, region=region, mask_image=mask_image)
-            pictures = len(edits_by_picture(once))
-            generator = generator_list(generator, pictures * num_images_per_prompt)
-            options["negative"] = negative_prompts(negative_prompt, pictures, num_images_per_prompt)
+            count = len(edits_by_picture(once))
+            generator = generator_list(generator, count * num_images_per_prompt)
+            options["negative"] = negative_prompts(negative_prompt, count, num_images_per_prompt)
             places = edit_places(self, seen, once, config, mask_dilation=mask_dilation)
             once_masks = [place.edit_mask for place in places]
             found = nested(once, [place.masks for place in places]), nested(once, once_masks)
@@ -287,7 +287,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             guides = [
                 GuideRow(own[source], mask, box, encoding.inputs.placements[image])
                 for source, mask, box, image in zip(
-                    sources, whole_masks, boxes or [None] * pictures, unions(once, once_masks)[0]
+                    sources, whole_masks, boxes or [None] * count, unions(once, once_masks)[0]
                 )
             ]
             prompts, masks = repeat_edits(once, once_masks, num_images_per_prompt)
@@ -343,16 +343,16 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         if output_type == "latent":
             self.maybe_free_model_hooks()
             return self._edit_output(latents, found, output_type, return_dict)
-        decoded_pictures = denoise.decode_latents(self.vae, latents)
+        pictures = denoise.decode_latents(self.vae, latents)
         self.maybe_free_model_hooks()
         if encoding is None:
-            return self._edit_output(composite.levels(decoded_pictures), found, output_type, return_dict)
+            return self._edit_output(composite.levels(pictures), found, output_type, return_dict)
         results = composite.composite_edits(
             self,
             encoding,
             images,
             edit_masks,
-            decoded_pictures,
+            pictures,
             feather=config.mask_feather,
             mask_blur=mask_blur,
             preserve_background=preserve_background,

@@ -184,7 +184,7 @@ def check_given(**values: Any) -> None:
     for name, value in values.items():
         if value is None:
             raise TypeError(f"{name} must be a number, got None. Leave it out for its default.")
-    check_numbers(**values)
+        check_numbers(**{name: value})
 
 
 def generator_list(generator: Any, rows: int) -> Any:
