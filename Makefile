@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-extras: $(VENV)-extras/.installed
-	OMP_NUM_THREADS=1 $(VENV)-extras/bin/python -m pytest tests/pipelines/test_guides.py -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)-extras/bin/python -m pytest tests/pipelines/test_guides.py tests/evaluation/test_lpips.py -rs $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
@@ -50,11 +50,11 @@ bench: $(VENV)/.installed-train
 	$(RUN) benchmarks/bench_focus_tiny.py $(ARGS)
 	$(RUN) benchmarks/bench_switches.py
 
-# controlnet-aux needs torchvision, which goes with one torch alone.
+# controlnet-aux and lpips need torchvision, which goes with one torch alone.
 $(VENV)-extras/.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)-extras
 	grep -v '^torch==' constraints.txt > $(VENV)-extras/constraints.txt
-	$(VENV)-extras/bin/python -m pip install --quiet --constraint $(VENV)-extras/constraints.txt torch==2.14.1 torchvision==0.29.1 --editable '.[dev,controlnet]'
+	$(VENV)-extras/bin/python -m pip install --quiet --constraint $(VENV)-extras/constraints.txt torch==2.14.1 torchvision==0.29.1 --editable '.[dev,controlnet,lpips]'
 	@touch $@
 
 clean:

@@ -419,6 +419,10 @@ def _data(args: argparse.Namespace) -> None:
     print(args.target)
 
 
+# Options of eval that only benchmarks with drawn pictures have.
+_DRAWING = ("pictures", "clip_model", "dino_model", "lpips_weights", "fid_model", "steps", "guidance_scale", "seed")
+
+
 def _eval(args: argparse.Namespace) -> None:
     target = _check_target(args.output, image=False)
     if args.benchmark is not None:
@@ -426,7 +430,7 @@ def _eval(args: argparse.Namespace) -> None:
         return
     foreign = [
         name
-        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery")
+        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery", *_DRAWING)
         if getattr(args, name) is not None
     ]
     foreign += ["processes"] if args.processes > 1 else []
@@ -445,17 +449,27 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
     if args.groups is not None or args.tasks is not None:
         raise ValueError("--groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark")
     from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
+    from .evaluation.picture_scores import Measures
 
     if args.benchmark not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
     if args.data is None:
         raise ValueError(f"{args.benchmark} needs its files: give --data DIR")
+    foreign = [name for name in _DRAWING if getattr(args, name) is not None]
+    if foreign and not BENCHMARKS[args.benchmark].draws:
+        words = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        drawn = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.draws)
+        raise ValueError(f"{words} belong to benchmarks that draw pictures ({drawn}); leave them out")
+    drawing = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "seed": args.seed}
     options = {
         "split": args.split,
         "split_by": args.split_by,
         "protocol": args.protocol,
         "count": args.count,
         "predictions": args.predictions,
+        "pictures": args.pictures,
+        "measures": Measures(args.clip_model, args.dino_model, args.lpips_weights, args.fid_model),
+        "drawing": {name: value for name, value in drawing.items() if value is not None},
     }
     asked = _find_pipeline(args.pipeline) if args.predictions is None else None
     arguments = (asked, args.benchmark, args.data, str(target), options)

@@ -266,9 +266,19 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     evaluate.add_argument(
         "--protocol",
         metavar="NAME",
-        help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive)",
+        help="sentence or merged (RefCOCO, gRefCOCO); point, scribble, box or mask (COCO-Interactive); see docs/evaluation.md",
     )
-    evaluate.add_argument("--predictions", metavar="DIR", help="score finished results of clips in a folder")
+    evaluate.add_argument("--predictions", metavar="DIR", help="score finished results of clips, or finished pictures")
+    evaluate.add_argument(
+        "--pictures", metavar="DIR", help="folder of drawn pictures (default: the output's, ending .pictures)"
+    )
+    evaluate.add_argument("--clip-model", metavar="DIR", help="a CLIP: CLIP-I, CLIP-T and CLIP-DIR of drawn pictures")
+    evaluate.add_argument("--dino-model", metavar="DIR", help="a DINO: likeness of drawn pictures")
+    evaluate.add_argument("--lpips-weights", metavar="FILE", help="torchvision's AlexNet: LPIPS (extra lpips)")
+    evaluate.add_argument("--fid-model", metavar="PATH", help="Inception as TorchScript, or a CLIP or DINO: FID")
+    evaluate.add_argument("--steps", type=_positive, metavar="N", help="denoising steps of drawn pictures")
+    evaluate.add_argument("--guidance-scale", type=float, metavar="G", help="guidance scale of drawn pictures")
+    evaluate.add_argument("--seed", type=_seed, metavar="N", help="random seed of drawn pictures (default: 0)")
     evaluate.add_argument(
         "--gallery", type=_positive, metavar="N", help="draw so many of the worst samples as a picture"
     )

@@ -277,8 +277,8 @@ def write_expressions(root: Path, split: str = "valid", annotated: bool = True) 
     path.write_text(json.dumps({"videos": videos}))
 
 
-def write_revos(root: Path) -> None:
-    """meta_expressions_valid_.json and mask_dict.json: one object, both, none."""
+def write_revos(root: Path, foreground: bool = False) -> None:
+    """meta_expressions_valid_.json and mask_dict.json: one object, both, none; mask_dict_foreground.json where asked for."""
     frames = [f"{f:05d}" for f in range(5)]
     masks = {}
     for number in (1, 2):
@@ -297,6 +297,12 @@ def write_revos(root: Path) -> None:
     videos = {"set/clip": {"expressions": expressions, "frames": frames, "height": 40, "width": 60, "vid_id": 0}}
     (root / "meta_expressions_valid_.json").write_text(json.dumps({"videos": videos}))
     (root / "mask_dict.json").write_text(json.dumps(masks))
+    if foreground:  # of a video that has a third object no expression is about, down to its last row
+        everything = [davis_map(f) > 0 for f in range(5)]
+        for mask in everything:
+            mask[-1] = True
+        given = {"masks_rle": [encode_rle(mask) for mask in everything], "foreground_ratio": [0.2] * 5}
+        (root / "mask_dict_foreground.json").write_text(json.dumps({"set/clip": given}))
 
 
 def write_youtube_vis(root: Path, annotated: bool = True) -> None:
@@ -381,3 +387,156 @@ def write_edits(root: Path) -> None:
         {"input": "1-input.png", "instruction": "remove it"},
     ]
     (root / "edit_turns.json").write_text(json.dumps(rows))
+
+
+# --- edits and drawn pictures ---------------------------------------------------------------------------------------
+
+
+def edited(index: int, colour: str) -> np.ndarray:
+    """A picture with its red rectangle in another colour, uint8 [H, W, 3]."""
+    picture = drawn(index)
+    picture[truth(index, "red")] = COLOURS[colour]
+    return picture
+
+
+def _png(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG")
+    return data.getvalue()
+
+
+def emu_rows(split: str = "test") -> list[dict]:
+    """Rows of Emu-Edit's test set, without pictures: two tasks; the captions of the last one are the same."""
+    return [
+        {
+            **{"idx": index, "split": split, "hash": f"{index:032x}", "task": "color" if index else "remove"},
+            "instruction": "make the red thing green" if index else "remove the red thing",
+            "input_caption": "a red thing and a blue thing",
+            "output_caption": "a red thing and a blue thing" if index == 2 else "a green thing and a blue thing",
+        }
+        for index in range(3)
+    ]
+
+
+def write_emu_edit(root: Path, parquet: bool = False) -> None:
+    """test.jsonl beside pictures, or data/test-00000-of-00001.parquet with pictures inside."""
+    root.mkdir(parents=True, exist_ok=True)
+    if parquet:
+        rows = [row | {"image": {"bytes": _png(drawn(row["idx"])), "path": None}} for row in emu_rows()]
+        _write_parquet(root / "data" / "test-00000-of-00001.parquet", rows)
+        return
+    for row in emu_rows():
+        save(root / "images" / f"{row['idx']}.jpg", row["idx"])
+    lines = [json.dumps(row | {"image": f"images/{row['idx']}.jpg"}) for row in emu_rows()]
+    (root / "test.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _write_parquet(path: Path, rows: list[dict]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_magicbrush(root: Path, split: str = "test", parquet: bool = False) -> None:
+    """Two sessions, of two turns and of one: red becomes green, then blue. Masks are the source, transparent where red was."""
+    sessions, local, whole, rows = {}, {}, {}, []
+    for index, turns in ((0, 2), (1, 1)):
+        name, states = f"{100 + index}", [drawn(index), edited(index, "green"), edited(index, "blue")]
+        files = [f"{name}-input.png", *(f"{name}-output{n}.png" for n in range(1, turns + 1))]
+        folder = root / split / "images" / name
+        clear = np.concatenate([states[0], np.where(truth(index, "red"), 0, 255)[..., None].astype(np.uint8)], axis=-1)
+        sessions[name] = []
+        for turn in range(turns):
+            colour = ("green", "blue")[turn]
+            text = f"make the thing at the top left {colour}"
+            one = {"input": files[turn], "mask": f"{name}-mask{turn + 1}.png", "output": files[turn + 1]}
+            sessions[name].append({**one, "instruction": text})
+            cells = {"source_img": _png(states[turn]), "mask_img": _png(clear), "target_img": _png(states[turn + 1])}
+            rows.append(
+                {"img_id": name, "turn_index": turn + 1, "instruction": text}
+                | {key: {"bytes": value, "path": None} for key, value in cells.items()}
+            )
+        local[name] = {file: f"a thing in {('red', 'green', 'blue')[n]}" for n, file in enumerate(files)}
+        whole[name] = {file: f"{text} beside others" for file, text in local[name].items()}
+        if not parquet:
+            folder.mkdir(parents=True)
+            for file, state in zip(files, states):
+                Image.fromarray(state).save(folder / file)
+            for turn in range(turns):
+                Image.fromarray(clear).save(folder / f"{name}-mask{turn + 1}.png")
+    if parquet:
+        _write_parquet(root / "data" / f"{split}-00000-of-00001.parquet", rows)
+        return
+    for file, found in (("edit_sessions", sessions), ("local_descriptions", local), ("global_descriptions", whole)):
+        (root / split / f"{file}.json").write_text(json.dumps(found))
+    turns = [turn for session in sessions.values() for turn in session]
+    (root / split / "edit_turns.json").write_text(json.dumps(turns))
+
+
+def write_imgedit(root: Path) -> None:
+    """basic_edit.json and UGE_edit.json."""
+    basic = {
+        "1082": {"id": "shapes/000.jpg", "prompt": "Change the red thing to green.", "edit_type": "adjust"},
+        "510": {"id": "shapes/001.jpg", "prompt": "Remove the red thing.", "edit_type": "remove"},
+    }
+    for index in range(2):
+        save(root / "original_images" / "shapes" / f"{index:03d}.jpg", index)
+        save(root / "original_images" / f"{index:03d}.jpg", index)
+    (root / "basic_edit.json").write_text(json.dumps(basic))
+    uge = {str(n + 1): {"id": f"{n:03d}.jpg", "prompt": "Make everything green."} for n in range(2)}
+    (root / "UGE_edit.json").write_text(json.dumps(uge))
+
+
+def write_gedit(root: Path, parquet: bool = False) -> None:
+    """Two pictures, each with an English and a Chinese instruction; the raw picture is twice as large."""
+    rows, pictures = [], {}
+    for index in range(2):
+        large = np.repeat(np.repeat(drawn(index), 2, axis=0), 2, axis=1)
+        for language, text in (("en", "Make the red thing green"), ("cn", "把红色的东西变成绿色")):
+            key = f"{index}{language}key"
+            pictures[key] = {"input_image": drawn(index), "input_image_raw": large}
+            rows.append(
+                {
+                    **{"key": key, "task_type": ("color_alter", "subject-remove")[index], "instruction": text},
+                    **{"instruction_language": language, "Intersection_exist": index == 0},
+                }
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    if parquet:
+        full = [
+            row | {name: {"bytes": _png(one), "path": None} for name, one in pictures[row["key"]].items()}
+            for row in rows
+        ]
+        _write_parquet(root / "data" / "train-00000-of-00001.parquet", full)
+        return
+    for key, own in pictures.items():
+        for name, one in own.items():
+            (root / name).mkdir(exist_ok=True)
+            Image.fromarray(one).save(root / name / f"{key}.png")
+    lines = [row | {name: f"{name}/{row['key']}.png" for name in ("input_image", "input_image_raw")} for row in rows]
+    (root / "train.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def write_geneval(root: Path) -> None:
+    """evaluation_metadata.jsonl, in the words of the benchmark."""
+    lines = [
+        {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+        {
+            **{"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}]},
+            "prompt": "a photo of a red car",
+        },
+    ]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "evaluation_metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_mjhq(root: Path, each: int = 2) -> None:
+    """meta_data.json and pictures of two categories."""
+    found = {}
+    for number in range(2 * each):
+        category, name = ("art", "food")[number % 2], f"{number:040x}"
+        found[name] = {"category": category, "prompt": f"a thing, number {number}, detailed"}
+        save(root / "mjhq30k_imgs" / category / f"{name}.jpg", number)
+    (root / "meta_data.json").write_text(json.dumps(found))

@@ -113,6 +113,20 @@ def test_stripes_have_period_half_r_and_a_second_tone_45_percent_darker():
     assert len({tuple(image[150 + k, 250 - k]) for k in range(100)}) == 1
 
 
+def test_stripes_cross_either_diagonal_and_begin_anywhere():
+    scene = one("square", fill="striped", r=0.4, cx=0.5, cy=0.5)
+    image = render(scene, 400).image
+    mirrored = render(replace(scene, stripes=(-1, 0.0)), 400).image
+    assert (mirrored[::-1] == image).mean() > 0.99 and (mirrored != image).any()  # one up to the rims of bands
+    assert (render(replace(scene, stripes=(1, 1.0)), 400).image == image).all()  # a whole period
+    other = render(replace(scene, stripes=(1, 0.5)), 400).image
+    inside = render(scene, 400).masks[0]
+    assert (other[inside] != image[inside]).any(axis=-1).mean() > 0.99  # half a period: the tones change places
+    drawn = [sample_scene(seed).stripes for seed in range(200)]
+    assert 60 < sum(slant == 1 for slant, _ in drawn) < 140
+    assert np.histogram([shift for _, shift in drawn], bins=4, range=(0, 1))[0].min() > 25
+
+
 def test_later_objects_lie_on_top():
     below = WorldObject("square", "red", "large", "solid", 0.45, 0.5, 0.2)
     above = WorldObject("circle", "blue", "large", "solid", 0.6, 0.5, 0.2)

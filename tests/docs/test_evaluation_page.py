@@ -15,6 +15,7 @@ from diffusers_focus.data.folders import write_records
 from diffusers_focus.evaluation.benchmarks import BENCHMARKS
 
 from tests.data import published
+from tests.evaluation.tiny_models import write_clip, write_dino, write_inception
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,15 @@ def place(tmp_path_factory, root):
             for frame in frames:
                 folder = "expressions" if video == "0a1b" else "revos-found"
                 published.save_map(here / folder / video / name / f"{frame:05d}.png", published.davis_map(0))
+    published.write_emu_edit(here / "emu-edit")
+    published.write_magicbrush(here / "MagicBrush")
+    published.write_imgedit(here / "ImgEdit")
+    published.write_gedit(here / "GEdit-Bench")
+    published.write_geneval(here / "geneval")
+    published.write_mjhq(here / "MJHQ-30K")
+    write_clip(here / "clip")
+    write_dino(here / "dino")
+    write_inception(here / "inception.pt")
     published.write_refer(here / "mine")
     write_records(here / "mine" / "samples.jsonl", list(refer_records(here / "mine", "refcoco", "testA"))[:2])
     return here
@@ -55,13 +65,18 @@ def page(root):
     return (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def test_commands(page, place, root, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def loaded():
+    """The pipeline, the same in all commands: it is read once."""
+    return []
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_commands(draws, page, place, root, loaded, monkeypatch, capsys):
     if not (root / "pipelines" / "focus-tiny" / "model_index.json").is_file():
         pytest.skip("pipelines/focus-tiny is not published yet")
     monkeypatch.chdir(place)
-    loaded = []
     load = cli._load_evaluated
-    # The pipeline is the same in all commands: read it once.
     monkeypatch.setattr(
         cli, "_load_evaluated", lambda folder: loaded[0] if loaded else loaded.append(load(folder)) or loaded[0]
     )
@@ -69,13 +84,17 @@ def test_commands(page, place, root, monkeypatch, capsys):
     assert {shlex.split(command)[1] for command in commands} == set(BENCHMARKS) - {
         "refcoco+"
     }  # the same reader as refcoco
-    for command in commands:
-        words = shlex.split(command)
+    for words in map(shlex.split, commands):
+        if BENCHMARKS[words[1]].draws != draws:
+            continue
         if words[1] == "youtube-vis" and importlib.util.find_spec("pycocotools") is None:
             continue
-        assert cli.main([*words, "--count", "2"]) == 0, capsys.readouterr().err
+        count = 1 if draws and words[1] != "mjhq" else 2  # FID is a matter of several pictures
+        brief = ["--steps", "1"] if draws else []
+        assert cli.main([*words, "--count", str(count), *brief]) == 0, capsys.readouterr().err
         result = json.loads((place / words[-1]).read_text())
-        assert result["benchmark"] == words[1] and result["samples"] == 2 and result["skipped"] == 0
+        assert result["benchmark"] == words[1] and result["samples"] == count and result["skipped"] == 0
+        assert "FID" in result["figures"] or words[1] != "mjhq"
         assert words[1] in capsys.readouterr().out
     assert len(loaded) == 1
 

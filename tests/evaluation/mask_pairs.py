@@ -39,3 +39,9 @@ def mask_pairs(seed: int = 0, count: int = 40) -> list[tuple[np.ndarray, np.ndar
         )
         pairs.append((near, truth))
     return pairs
+
+
+def foreground_triples() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(predicted, truth, foreground): the pairs with a foreground that holds the truth; where both are empty, none at all."""
+    rng = np.random.default_rng(5)
+    return [(a, b, b if not (a.any() or b.any()) else b | random_mask(rng, *b.shape)) for a, b in mask_pairs()]

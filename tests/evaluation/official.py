@@ -1,10 +1,11 @@
 """Recompute the stored numbers of test_official.py with the benchmarks' own code.
 
-    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR > tests/evaluation/official.json
+    python tests/evaluation/official.py --davis DIR --rela DIR --pope DIR --vqa DIR --ytvis DIR --revos DIR --magicbrush DIR
 
-DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA and
-youtubevos/cocoapi; the file names the commits. `--only NAME` computes one part anew and keeps the others as they are in the
-file. Needs numpy, opencv-python, scikit-image, pycocotools and a Python up to 3.12 (VQA is Python 2 and goes through lib2to3).
+DIR are clones of github.com/davisvideochallenge/davis2017-evaluation, henghuiding/ReLA, AoiDragon/POPE, GT-Vision-Lab/VQA,
+youtubevos/cocoapi, cilinyan/VISA and OSU-NLP-Group/MagicBrush; official.json, which this prints, names the commits. `--only NAME`
+computes one part anew and keeps the others as they are in the file. Needs numpy, opencv-python, scikit-image, pycocotools and a
+Python up to 3.12 (VQA is Python 2 and goes through lib2to3); MagicBrush needs torch and torchvision.
 Nothing of those repositories is kept here: the functions run where they are, on the masks of mask_pairs.py and the answers of
 answer_cases.py, and only what they return is stored.
 """
@@ -28,7 +29,8 @@ from types import SimpleNamespace
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA", "ytvis": "youtubevos/cocoapi"}
+CLONES = {"davis": "davis2017-evaluation", "rela": "ReLA", "pope": "POPE", "vqa": "VQA"}
+CLONES |= {"ytvis": "youtubevos/cocoapi", "revos": "VISA", "magicbrush": "MagicBrush"}
 
 
 def load(path: Path, name: str):
@@ -166,6 +168,36 @@ def ytvis(folder: Path, clips: list[dict]) -> dict:
     }
 
 
+def revos(folder: Path, triples) -> list[float]:
+    """The robustness of every frame, as a clip of one."""
+    metrics = load(folder / "tools" / "metrics.py", "revos_metrics")
+    return [
+        float(metrics.get_r2vos_robustness(*([m.astype(np.uint8)] for m in (truth, predicted, foreground)))[0])
+        for predicted, truth, foreground in triples
+    ]
+
+
+def magicbrush(folder: Path, cases) -> dict:
+    """L1 and L2 of every pair. The functions are taken out of the file, which imports CLIP and pyiqa."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms import transforms
+
+    text = (folder / "evaluation" / "image_eval.py").read_text()
+    (function,) = [node for node in ast.parse(text).body if getattr(node, "name", "") == "eval_distance"]
+    names = {"nn": torch.nn, "transforms": transforms, "Image": Image, "tqdm": lambda rows: rows}
+    exec(ast.unparse(function), names)
+    found: dict[str, list[float]] = {"l1": [], "l2": []}
+    with tempfile.TemporaryDirectory() as place:
+        for pair in cases:
+            files = [str(Path(place) / name) for name in ("result.png", "true.png")]
+            for file, picture in zip(files, pair):
+                Image.fromarray(picture).save(file)
+            for metric, values in found.items():
+                values.append(float(names["eval_distance"]([files], metric)))
+    return found
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser()
@@ -176,12 +208,17 @@ def main() -> None:
     pairs = load(HERE / "mask_pairs.py", "mask_pairs").mask_pairs()
     cases = load(HERE / "answer_cases.py", "answer_cases")
     tubes = load(HERE / "tube_cases.py", "tube_cases").tube_cases()
+    triples = load(HERE / "mask_pairs.py", "mask_pairs").foreground_triples()
     parts = {
         "davis": lambda: davis(args.davis, pairs),
         "rela": lambda: rela(args.rela, pairs),
         "pope": lambda: pope(args.pope, *cases.yes_no_cases()),
         "vqa": lambda: vqa(args.vqa, cases.vqa_cases()),
         "ytvis": lambda: ytvis(args.ytvis, tubes),
+        "revos": lambda: revos(args.revos, triples),
+        "magicbrush": lambda: magicbrush(
+            args.magicbrush, load(HERE / "picture_cases.py", "picture_cases").picture_cases()
+        ),
     }
     names = [args.only] if args.only else list(CLONES)
     found = json.loads((HERE / "official.json").read_text()) if args.only else {"commits": {}, "numpy": np.__version__}

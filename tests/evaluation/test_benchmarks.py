@@ -302,6 +302,19 @@ def test_clips_are_followed_and_scored(tmp_path):
     found = values(result)
     assert found["J referring"] == found["J no target"] == 1.0 and 0.3 < found["J reasoning"] < 1  # one of two objects
     assert found["J&F"] == pytest.approx((found["J&F referring"] + found["J&F reasoning"]) / 2)
+    assert found["R"] == found["R no target"] == 1.0  # nothing false is found
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_robustness_of_revos(given, tmp_path):
+    published.write_revos(tmp_path, foreground=given)
+    found = values(run(Follows(reach=3), "revos", tmp_path, tmp_path))
+    maps = [published.davis_map(f) for f in range(5)]
+    truth = np.stack([one == 1 for one in maps])
+    false = (np.roll(truth, 3, axis=-1) & ~truth).sum(axis=(1, 2))
+    whole = [(one > 0).sum() + (60 if given else 0) for one in maps]  # the file has a further row of 60 pixels
+    assert found["R referring"] == pytest.approx(np.mean(1 - false / whole), abs=1e-6)
+    assert found["R"] == pytest.approx((found["R referring"] + found["R reasoning"]) / 2) and found["R"] < 0.95
 
 
 def test_clips_of_ones_own(tmp_path):
@@ -469,7 +482,7 @@ def status(*argv) -> int:
         (["refcoco"], "give --data"),
         (["refcoco", "--data", ".", "--tasks", "referring"], "--tasks belong"),
         (["--data", "."], "name it"),
-        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips only"),
+        (["pope", "--data", ".", "--predictions", "x"], "Predictions are scored of clips and of drawn pictures only"),
         (["refcoco", "--data", "missing"], "no folder"),
         (["refcoco", "--data", ".", "--protocol", "both"], "sentence, merged"),
         (["refcoco", "--data", ".", "--split", "testC"], "testA, testB"),

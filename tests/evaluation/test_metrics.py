@@ -63,18 +63,6 @@ def test_answers():
     assert metrics.most_frequent(["two", "one", "two", "one", "six"]) == "one"
 
 
-def test_psnr():
-    black, grey = np.zeros((4, 4, 3), dtype=np.uint8), np.full((4, 4, 3), 51, dtype=np.uint8)
-    assert metrics.psnr(black, grey) == pytest.approx(10 * np.log10(25), abs=1e-4)
-    assert metrics.psnr(black, black) == metrics.PSNR_CAP
-    half = np.zeros((4, 4), dtype=bool)
-    half[:2] = True
-    mixed = np.where(half[..., None], grey, black)
-    assert metrics.psnr(mixed, black, ~half) == metrics.PSNR_CAP
-    with pytest.raises(ValueError, match="at least one pixel"):
-        metrics.psnr(black, black, np.zeros((4, 4), dtype=bool))
-
-
 def test_ratio_is_a_mean_or_a_ratio_of_sums():
     assert metrics.ratio([1, 0, 1, 1]).value == 0.75
     found = metrics.ratio([1, 90], [2, 100])

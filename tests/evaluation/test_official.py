@@ -1,4 +1,4 @@
-"""The measures equal the benchmarks' own code to 1e-6: stored numbers of J, F, gRefCOCO, POPE, VQA, YouTube-VIS. pycocotools live.
+"""The measures equal the benchmarks' own code to 1e-6: stored numbers, pycocotools live.
 
 official.json was written by official.py, which says how to run it, on the masks of mask_pairs.py and the answers of
 answer_cases.py. Without pycocotools its tests are skipped.
@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusers_focus.data.samples import Truth
 from diffusers_focus.evaluation import answers, metrics, video_scores
 from diffusers_focus.evaluation.average_precision import Instance, mean_average_precision
+from diffusers_focus.evaluation.picture_scores import Drawn, Measures, picture_row
 
 from tests.evaluation.answer_cases import vqa_cases, yes_no_cases
-from tests.evaluation.mask_pairs import mask_pairs, random_mask
+from tests.evaluation.mask_pairs import foreground_triples, mask_pairs, random_mask
+from tests.evaluation.picture_cases import picture_cases
 from tests.evaluation.tube_cases import tube_cases
 
 OFFICIAL = json.loads((Path(__file__).parent / "official.json").read_text())
@@ -42,6 +45,26 @@ def test_clip_statistics_of_davis():
     rows = [np.random.default_rng(n).random(n) for n in (1, 2, 3, 5, 8, 24, 69, 103)]
     for row, official in zip(rows, OFFICIAL["davis"]["statistics"], strict=True):
         assert metrics.clip_statistics(row) == pytest.approx(official, abs=1e-6)
+
+
+def test_robustness_of_revos():
+    found = [metrics.robustness(*(mask[None] for mask in triple)) for triple in foreground_triples()]
+    assert found == pytest.approx(OFFICIAL["revos"], abs=1e-6)
+    assert len(set(np.round(found, 1))) > 6
+    # Of a clip the mean over its frames.
+    same = [triple for triple in foreground_triples() if triple[0].shape == (37, 53)]
+    clip = [np.stack(masks) for masks in zip(*same)]
+    each = [metrics.robustness(*(mask[None] for mask in triple)) for triple in same]
+    assert metrics.robustness(*clip) == pytest.approx(np.mean(each), abs=1e-9)
+
+
+def test_l1_and_l2_of_magicbrush():
+    rows = [
+        picture_row(Drawn(Image.fromarray(result), target=Image.fromarray(true)), Measures())
+        for result, true in picture_cases()
+    ]
+    for name in ("L1", "L2"):
+        assert [row[name] for row in rows] == pytest.approx(OFFICIAL["magicbrush"][name.lower()], abs=1e-6)
 
 
 def test_generalized_referring_of_rela(pairs):

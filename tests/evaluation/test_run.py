@@ -10,7 +10,7 @@ import pytest
 
 from diffusers_focus.data.language import QUESTION_KINDS
 from diffusers_focus.data.world import HELD_OUT_PAIRS
-from diffusers_focus.evaluation.metrics import PSNR_CAP
+from diffusers_focus.evaluation.picture_metrics import PSNR_CAP
 from diffusers_focus.evaluation.run import DEFAULT_TASKS, evaluate
 from diffusers_focus.evaluation.tasks import draw_batch, referring_sample, region_sample
 

@@ -42,6 +42,7 @@ FROZEN = {
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
+        *["--clip-model", "--dino-model", "--fid-model", "--lpips-weights", "--pictures", *SAMPLING],
     ],
     "data": [
         *["FORMAT", "--count", "--from", "--per-shard", "--seed", "--shards", "--split", "--split-by", "--to"],

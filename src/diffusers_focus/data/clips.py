@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..processing.index_maps import index_map_of, save_index_map
 from .folders import SAMPLES_FILE, write_records
-from .language import Referral, reasoning_expressions, referring_expressions
+from .language import Edit, Referral, reasoning_expressions, referring_expressions
 from .world import Rendered, Scene, WorldObject, render, sample_scene, with_twin
 
 STEADY_KINDS = ("shape", "colour", "colour_shape", "size", "striped", "largest")
@@ -153,6 +153,19 @@ def clip_expressions(clip: Clip, rng: np.random.Generator, held_out: bool = Fals
         *reasoning_expressions(clip.scene, rng),
     ]
     return [referral for referral in referrals if referral.kind in (*STEADY_KINDS, "reasoning")]
+
+
+def edit_of_frame(clip: Clip, edit: Edit, index: int) -> Edit:
+    """An edit of the clip's first frame as it is in another one: the same change of the same object, wherever that is by then."""
+    frame = clip.frame(index)
+    if edit.edit_kind == "background":
+        return replace(edit, result=replace(frame, background=edit.result.background))
+    (target,) = edit.targets
+    changed = []
+    if edit.edit_kind != "remove":
+        changed = [replace(edit.result.objects[target], cx=frame.objects[target].cx, cy=frame.objects[target].cy)]
+    objects = (*frame.objects[:target], *changed, *frame.objects[target + 1 :])
+    return replace(edit, result=replace(frame, objects=objects))
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------

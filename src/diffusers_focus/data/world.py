@@ -56,7 +56,7 @@ _STRIPE_PERIOD = 0.5
 _SUPERSAMPLE = 3  # odd, so that the middle sample of a pixel is its centre: coverage and exact mask in one pass
 _SHARED_ATTRIBUTE = 0.4
 _CLEAR_OF_BACKGROUND = 48.0
-_SCENE_STREAM, _NOISE_STREAM = 0, 1
+_SCENE_STREAM, _NOISE_STREAM, _STRIPE_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,18 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole picture: objects in painting order (a later one lies on top), background, noise (8-bit sigma), edges."""
+    """A whole picture: objects in painting order (a later one lies on top), background, noise (8-bit sigma), edges.
+
+    `stripes` says how bands lie on striped objects, which the world leaves open: the diagonal they cross (1, the main one, or
+    -1) and by what share of their period they are moved from the centre.
+    """
 
     seed: int
     objects: tuple[WorldObject, ...]
     background: Background
     noise_sigma: float
     antialias: bool
+    stripes: tuple[int, float] = (1, 0.0)
 
     @property
     def has_held_out_pair(self) -> bool:
@@ -191,9 +196,10 @@ def _points(
     return ((x + (x0 - item.cx * size)) / r)[None, :], ((y + (y0 - item.cy * size)) / r)[:, None]
 
 
-def _second_tone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """bool `[H, W]`: where a striped object shows its darker tone (bands across the diagonal through the centre)."""
-    halves = (x + y) * (math.sqrt(0.5) * 2.0 / _STRIPE_PERIOD)
+def _second_tone(x: np.ndarray, y: np.ndarray, stripes: tuple[int, float]) -> np.ndarray:
+    """bool `[H, W]`: where a striped object shows its darker tone (bands across a diagonal)."""
+    slant, shift = stripes
+    halves = (x + slant * y) * (math.sqrt(0.5) * 2.0 / _STRIPE_PERIOD) + 2.0 * shift
     return (np.floor(halves).astype(np.int32) & 1).astype(bool)
 
 
@@ -287,7 +293,7 @@ def render(scene: Scene, size: int = 128) -> Rendered:
         x0, y0, x1, y1 = crop = _crop(item, size)
         x, y = _points(item, size, crop, samples)
         inside = _inside(item.shape, x, y)
-        dark = inside & _second_tone(x, y) if item.fill == "striped" else None
+        dark = inside & _second_tone(x, y, scene.stripes) if item.fill == "striped" else None
         if samples > 1:
             exact = inside[1::3, 1::3]
             share = np.float32(1.0 / samples**2)
@@ -361,7 +367,10 @@ def sample_scene(seed: int, num_objects: int | None = None, held_out: str = "exc
     count = int(rng.integers(_OBJECTS_RANGE[0], _OBJECTS_RANGE[1] + 1)) if num_objects is None else num_objects
     noise_sigma = round(float(rng.uniform(0.0, MAX_NOISE_SIGMA)), 3)
     antialias = bool(rng.random() < 0.5)
-    empty = Scene(seed, (), Background("plain", (0, 0, 0), (0, 0, 0)), noise_sigma, antialias)
+    # A stream of their own: scenes stay what they were before stripes could lie in more than one way.
+    bands = np.random.default_rng((seed, _STRIPE_STREAM))
+    stripes = (1 if bands.random() < 0.5 else -1, round(float(bands.random()), 3))
+    empty = Scene(seed, (), Background("plain", (0, 0, 0), (0, 0, 0)), noise_sigma, antialias, stripes)
     while True:
         objects = _sample_objects(rng, count, held_out, empty, size)
         if objects is not None:

@@ -31,6 +31,7 @@ from ..data.regions_sampling import dilate, region_prompt
 from ..data.world import COLOURS, HELD_OUT_PAIRS, Scene, WorldObject, render, with_twin
 from . import metrics
 from .edits import SUPPORT_DILATION, edit_sample, edit_truth, is_right, seeded, to_levels
+from .picture_metrics import psnr
 from .tasks import Batch, figure, scene_rng, union_mask
 
 SEEDS = (0, 1, 2)
@@ -138,7 +139,7 @@ class AblationTask:
                 for row, picture, truth in zip(rows, pictures, truths, strict=True):
                     changed = changed_pixels(picture, truth.source)
                     row[f"{arm}_right"] = float(is_right(picture, truth))
-                    row[f"{arm}_psnr"] = metrics.psnr(picture, truth.truth, truth.inside)
+                    row[f"{arm}_psnr"] = psnr(picture, truth.truth, truth.inside)
                     row[f"{arm}_inside"] = float((changed & truth.inside).sum())
                     row[f"{arm}_changed"] = float(changed.sum())
             for row in rows:

@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.benchmarks import questions, refer, segmentation, videos
+from ..data.benchmarks import edits, generation, questions, refer, segmentation, videos
 from ..data.folders import SampleFolder
 from ..data.samples import Query, Truth, names_of, read_query, read_truth
+from .drawing import Drawing, write_drawn_gallery
 from .gallery import write_gallery
+from .picture_scores import Measures, fid_figures, has_ssim, picture_figures
 from .run import hardware, versions, write_json
 from .scores import SCORERS
 from .video_scores import read_expression_masks, read_object_maps, tube_reader
@@ -55,6 +57,11 @@ class Benchmark:
     protocols: tuple[str, ...] = ()
     has_split_by: bool = False
 
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are drawn and kept."""
+        return self.scorer == "pictures"
+
 
 def _refer(dataset: str) -> Callable[..., Iterable[dict[str, Any]]]:
     return lambda root, split, by, protocol: refer.refer_records(root, dataset, split, by, protocol or "sentence")
@@ -76,13 +83,28 @@ BENCHMARKS: dict[str, Benchmark] = {
         name: Benchmark(lambda root, split, by, p: videos.expression_records(root, split), "expressions", "valid")
         for name in ("ref-davis", "ref-youtube-vos")
     },
-    "revos": Benchmark(lambda root, split, by, p: videos.revos_records(root, split), "expressions", "valid"),
+    "revos": Benchmark(lambda root, split, by, p: videos.revos_records(root, split, True), "expressions", "valid"),
     "youtube-vis": Benchmark(lambda root, split, by, p: videos.youtube_vis_records(root, split), "tubes", "valid"),
     "pope": Benchmark(lambda root, split, by, p: questions.pope_records(root, split), "yes_no", "random"),
     "vqa": Benchmark(lambda root, split, by, p: questions.vqa_records(root, split), "vqa", "val"),
     "mmbench": Benchmark(
         lambda root, split, by, p: questions.mmbench_records(root, split), "choices", "mmbench_dev_en"
     ),
+    "emu-edit": Benchmark(lambda root, split, by, p: edits.emu_edit_records(root, split), "pictures", "test"),
+    "magicbrush": Benchmark(
+        lambda root, split, by, kind: edits.magicbrush_records(root, split, kind or "single-turn"),
+        *("pictures", "test", edits.MAGICBRUSH_PROTOCOLS),
+    ),
+    "imgedit": Benchmark(
+        lambda root, split, by, part: edits.imgedit_records(root, part or "basic"),
+        *("pictures", "", tuple(edits.IMGEDIT_FILES)),
+    ),
+    "gedit": Benchmark(
+        lambda root, split, by, language: edits.gedit_records(root, split, language or "en"),
+        *("pictures", "train", edits.GEDIT_LANGUAGES),
+    ),
+    "geneval": Benchmark(lambda root, split, by, p: generation.geneval_records(root), "pictures", ""),
+    "mjhq": Benchmark(lambda root, split, by, p: generation.mjhq_records(root, split), "pictures", "all"),
     "samples": Benchmark(
         lambda root, split, by, task: _own(root, task or "referring"),
         *("own", "", ("referring", "reasoning", "class", "region", "answer", "clip")),
@@ -112,6 +134,9 @@ def run_benchmark(
     protocol: str | None = None,
     count: int | None = None,
     predictions: str | os.PathLike | None = None,
+    pictures: str | os.PathLike | None = None,
+    measures: Measures | None = None,
+    drawing: dict[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
     gallery: int = 0,
     part: tuple[int, int] | None = None,
@@ -130,7 +155,12 @@ def run_benchmark(
         split, split_by: which split, and by whom where there are several.
         protocol: "sentence" or "merged" of RefCOCO and gRefCOCO; the kind of prompt of COCO-Interactive; the task of "samples".
         count: only the first so many samples. A later run with more goes on from them.
-        predictions: a folder of finished results of clips in place of a pipeline's (see the readers in video_scores.py).
+        predictions: a folder of finished results in place of a pipeline's: of clips (see the readers in video_scores.py), or of
+            pictures in the layout of `pictures`.
+        pictures: where drawn pictures go, laid out as the benchmark's own scorer reads them; by default beside the result, with
+            the ending .pictures.
+        measures: the models that drawn pictures are measured with.
+        drawing: further arguments of every edit or drawing, such as `num_inference_steps`, and its "seed".
         batch_size: samples a call.
         gallery: draw so many of the worst samples beside the result, with the ending .gallery.png.
         part: (index, number of processes): answer every so-manieth sample into a file of lines of this process, and stop there.
@@ -147,6 +177,14 @@ def run_benchmark(
     """
     benchmark = _checked(name, split_by, protocol, predictions, count, batch_size)
     root, target = Path(data), Path(output)
+    options, measures = dict(drawing or {}), measures or Measures()
+    if benchmark.draws:
+        measures.check()
+        if predictions is not None and not Path(predictions).is_dir():
+            raise FileNotFoundError(f"there is no folder {os.fspath(predictions)!r} of drawn pictures")
+    elif pictures is not None or drawing or measures != Measures():
+        raise ValueError(f"{name} draws no pictures; leave out pictures, measures and drawing.")
+    place = Path(predictions or pictures or target.with_suffix(".pictures"))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r} with the data of {name}")
     settings = {
@@ -160,6 +198,11 @@ def run_benchmark(
     keys = names_of(records)
     asked = predictions if predictions is not None else pipeline
     head = {"benchmark": name, **settings, "asked": _identity(asked)}
+    if benchmark.draws:
+        models = {
+            key: path and _identity(path) for key, path in vars(measures).items() if key in ("clip", "dino", "lpips")
+        }
+        head |= {"drawing": options, "measured_with": models | {"ssim": has_ssim()}}
     file = target.with_suffix(".jsonl")
     lines = _Lines(file if part is None else file.with_suffix(f".{part[0]}-of-{part[1]}.jsonl"), head)
     known = dict(lines.rows)  # and what other processes, or an earlier run by itself, have done
@@ -169,19 +212,20 @@ def run_benchmark(
     start = time.perf_counter()
     pairs = list(zip(keys, records))[slice(None) if part is None else slice(part[0], None, part[1])]
     todo = [(key, record) for key, record in pairs if key not in known]
-    if predictions is not None:
-        answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = _finished(
-            root, Path(predictions), benchmark.scorer
-        )
+    if todo and predictions is None and isinstance(pipeline, (str, os.PathLike)):
+        if loader is None:
+            raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
+        pipeline = loader(os.fspath(pipeline))
+    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+    if benchmark.draws:
+        answer = Drawing(pipeline if predictions is None and todo else None, root, place, measures, options).answer
+    elif predictions is not None:
+        answer = _finished(root, Path(predictions), benchmark.scorer)
     else:
-        if todo and isinstance(pipeline, (str, os.PathLike)):
-            if loader is None:
-                raise TypeError(f"Cannot load {os.fspath(pipeline)!r} here; pass a loaded pipeline, or a loader.")
-            pipeline = loader(os.fspath(pipeline))
         answer = _asking(pipeline, root, benchmark.scorer)
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    if records[0].get("task") == "clip":
-        batch_size = 1  # the frames of one clip are enough to hold
+    if benchmark.draws or records[0].get("task") == "clip":
+        batch_size = 1  # a picture is drawn by itself, and the frames of one clip are enough to hold
     with lines, tqdm(total=len(pairs), initial=len(pairs) - len(todo), desc=name, unit="sample", disable=hidden) as bar:
         for first in range(0, len(todo), batch_size):
             now = todo[first : first + batch_size]
@@ -202,7 +246,11 @@ def run_benchmark(
     problems = [f"{row['key']}: {row['skipped']}" for row in rows if "skipped" in row]
     if not good:
         raise ValueError(f"Not one sample of {name} can be read. The first: {problems[0]}")
-    scorer = SCORERS[records[0]["task"] if benchmark.scorer == "own" else benchmark.scorer]
+    by_key = dict(zip(keys, records))
+    if benchmark.draws:
+        figures = picture_figures(good) | _fid(good, by_key, root, place, measures)
+    else:
+        figures = SCORERS[records[0]["task"] if benchmark.scorer == "own" else benchmark.scorer].figures(good)
     result = {
         "benchmark": name,
         "pipeline": _name(asked),
@@ -211,14 +259,18 @@ def run_benchmark(
         "samples": len(good),
         "skipped": len(problems),
         "problems": problems[:_PROBLEMS_KEPT],
-        "figures": scorer.figures(good),
+        "figures": figures,
         "asked_now": len(todo),
         "seconds": round(time.perf_counter() - start, 1),
         "hardware": hardware(None if predictions is not None or not todo else pipeline),
         "versions": versions(),
     }
-    if gallery:
-        by_key = dict(zip(keys, records))
+    if benchmark.draws:
+        result |= {"pictures": str(place), "drawing": drawing or {}, "measured_with": head["measured_with"]}
+        result["not_measured"] = measures.absent(records[0]["task"] == "edit", "result" in records[0])
+    if gallery and benchmark.draws:
+        result["gallery"] = write_drawn_gallery(target.with_suffix(".gallery.png"), good, by_key, root, place, gallery)
+    elif gallery:
         result["gallery"] = write_gallery(target.with_suffix(".gallery.png"), good, by_key, root, gallery)
     write_json(target, result)
     return result
@@ -240,8 +292,8 @@ def _checked(
     needs_coco = protocol == "class" or benchmark.scorer == "tubes"
     if needs_coco and importlib.util.find_spec("pycocotools") is None:  # before hours are spent on asking
         raise ValueError("mAP is computed by pycocotools, which is not installed; pip install 'diffusers-focus[eval]'.")
-    if benchmark.scorer not in _READERS and predictions is not None:
-        raise ValueError(f"Predictions are scored of clips only; {name} asks the pipeline.")
+    if benchmark.scorer not in _READERS and not benchmark.draws and predictions is not None:
+        raise ValueError(f"Predictions are scored of clips and of drawn pictures only; {name} asks the pipeline.")
     if batch_size < 1 or (count is not None and count < 1):
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
     return benchmark
@@ -381,6 +433,22 @@ def _finished(root: Path, predictions: Path, scorer: str) -> Callable[[list[dict
     return answer
 
 
+# --- drawn pictures -------------------------------------------------------------------------------------------------
+
+
+def _fid(
+    rows: Sequence[dict[str, Any]], records: dict[str, dict[str, Any]], root: Path, place: Path, measures: Measures
+) -> dict[str, Any]:
+    """FID where pictures drawn from descriptions have real ones beside them as a set, and there is a model for it."""
+    drawn = [(row, records[row["key"]]) for row in rows if "result" in records[row["key"]]]
+    pairs = [
+        (row["kind"], place / row["place"], root / record["result"])
+        for row, record in drawn
+        if record["task"] == "generation"
+    ]
+    return fid_figures(pairs, measures.fid_model) if pairs and measures.fid_model is not None else {}
+
+
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
@@ -462,9 +530,12 @@ def table(result: dict[str, Any]) -> str:
     for name, value in result["figures"].items():
         if isinstance(value, dict):
             interval = f"  [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
-            lines.append(f"{name:<20}{value['value']:>8.4f}{interval}  n={value['count']}")
+            lines.append(f"{name:<22}{value['value']:>10.4f}{interval}  n={value['count']}")
         else:
-            lines.append(f"{name:<20}" + ("       -" if value is None else f"{value:>8.4f}"))
+            lines.append(f"{name:<22}" + (f"{'-':>10}" if value is None else f"{value:>10.4f}"))
+    lines += [f"not measured: {names} ({reason})" for names, reason in result.get("not_measured", {}).items()]
+    if "pictures" in result:
+        lines.append(f"pictures: {result['pictures']}")
     if result["skipped"]:
         lines.append(f"left out: {result['skipped']} samples that cannot be read, the first {result['problems'][0]}")
     return "\n".join(lines)

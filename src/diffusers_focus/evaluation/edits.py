@@ -23,6 +23,7 @@ from ..data.regions_sampling import dilate
 from ..data.world import HELD_OUT_PAIRS, Scene, render
 from ..steps.composite import relative_radius
 from . import metrics
+from .picture_metrics import psnr
 from .tasks import Batch, figure, kinds_of, scene_rng, union_mask
 
 SUPPORT_DILATION = 4
@@ -107,10 +108,10 @@ def score_edit(picture: np.ndarray, truth: EditTruth) -> dict[str, float]:
     """
     found = {
         "right": float(is_right(picture, truth)),
-        "psnr_inside": metrics.psnr(picture, truth.truth, truth.inside),
+        "psnr_inside": psnr(picture, truth.truth, truth.inside),
     }
     if not truth.inside.all():
-        found["psnr_background"] = metrics.psnr(picture, truth.source, ~truth.inside)
+        found["psnr_background"] = psnr(picture, truth.source, ~truth.inside)
     return found
 
 

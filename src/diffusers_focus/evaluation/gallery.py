@@ -1,7 +1,8 @@
 """The worst samples of a benchmark as one picture: what was asked, what is true and what came back, side by side.
 
 A row of the sheet is a sample: the picture, the true masks (green), the found ones (red) and, above them, its name, its prompt
-and how good it was; of answers the words. What is drawn comes from the rows of a run, so nothing is asked again.
+and how good it was; of answers the words. What is drawn comes from the rows of a run, so nothing is asked again. Rows of drawn
+pictures are chosen in drawing.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,21 @@ def write_gallery(
     for row in worst(rows, count):
         record = records[row["key"]]
         query, truth = read_query(record, root), read_truth(record, root)
-        strips.append(_strip(row, query, truth))
+        strips.append(_sample_strip(row, query, truth))
+    return write_sheet(path, strips)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of a sheet: lines of text above pictures side by side."""
+
+    lines: list[str]
+    panels: list[Image.Image]
+
+
+def write_sheet(path: str | os.PathLike, rows: Sequence[Strip]) -> int:
+    """Write the rows as one picture, a PNG that is complete or not there at all (nor where there is none); returns their number."""
+    strips = [_drawn(row) for row in rows]
     if not strips:
         return 0
     width = max(strip.width for strip in strips)
@@ -78,7 +94,7 @@ def write_gallery(
     return len(strips)
 
 
-def _strip(row: dict[str, Any], query: Query, truth: Truth) -> Image.Image:
+def _sample_strip(row: dict[str, Any], query: Query, truth: Truth) -> Strip:
     frame = row.get("worst_frame", 0)
     picture = query.images[frame] if query.images else Image.new("RGB", (PANEL, PANEL), (240, 240, 240))
     panels = [picture]
@@ -87,14 +103,18 @@ def _strip(row: dict[str, Any], query: Query, truth: Truth) -> Image.Image:
         panels.append(_painted(picture, masks.any(axis=0), _TRUE))
         if "found" in row:
             panels.append(_painted(picture, decode_rle(row["found"]), _FOUND))
-    panels = [panel.resize((max(1, round(panel.width * PANEL / panel.height)), PANEL)) for panel in panels]
     asked = query.text or ", ".join(query.names) or " ".join(type(one).__name__.lower() for one in query.regions)
     lines = [f"{row['key']}: {goodness(row):.3f}" + (f", frame {frame}" if query.task == "clip" else ""), asked]
     if "answer" in row:
         lines += [f"answer: {row['answer']}", f"right: {' | '.join(dict.fromkeys(truth.answers))}"]
+    return Strip(lines, panels)
+
+
+def _drawn(row: Strip) -> Image.Image:
+    panels = [panel.resize((max(1, round(panel.width * PANEL / panel.height)), PANEL)) for panel in row.panels]
     width = max(sum(panel.width for panel in panels) + _MARGIN * (len(panels) + 1), 2 * PANEL)
     font = ImageFont.load_default()
-    wrapped = [part for line in lines for part in textwrap.wrap(_plain(line), max(20, width // 7))[:TEXT_LINES]]
+    wrapped = [part for line in row.lines for part in textwrap.wrap(_plain(line), max(20, width // 7))[:TEXT_LINES]]
     strip = Image.new("RGB", (width, PANEL + 3 * _MARGIN + _LINE * len(wrapped)), (255, 255, 255))
     draw = ImageDraw.Draw(strip)
     for index, line in enumerate(wrapped):

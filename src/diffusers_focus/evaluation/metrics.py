@@ -1,4 +1,4 @@
-"""The measures: overlap of masks and of their outlines, answers, distances of pictures, calibration, and how sure a figure is.
+"""The measures: overlap of masks and of their outlines, answers, calibration, and how sure a figure is.
 
 Paper: FOCUS (arXiv 2506.16806), tables 1 to 4. Definitions follow the public evaluation code of its relatives (LISA,
 HyperSeg, PSALM for cIoU and gIoU; ReLA for generalized referring; davis2017-evaluation for J and F), restated here from
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-PSNR_CAP = 100.0
 LEVEL = 0.95
 RESAMPLES = 1000
 BOUNDARY_TOLERANCE = 0.008  # of the image diagonal
@@ -205,6 +204,24 @@ def _near(mask: np.ndarray, radius: int) -> np.ndarray:
     return result
 
 
+def robustness(predicted: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> float:
+    """R of ReVOS (Yan et al. 2024; VISA's tools/metrics.py): how little is found beside the truth, over the frames of a clip.
+
+    The mean over frames of max(0, 1 - false / all), where `false` are the pixels found outside of the truth and `all` those of
+    any object that the clip's expressions are about. 1 where nothing false is found.
+
+    Args:
+        predicted, truth, foreground: bool [frames, H, W].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    predicted, truth = _same_shape(predicted, truth)
+    foreground, _ = _same_shape(foreground, truth)
+    false, whole = (predicted & ~truth).sum(axis=(1, 2)), foreground.sum(axis=(1, 2))
+    return float(np.maximum(1 - false / (whole + 1e-6), 0.0).mean())
+
+
 def clip_statistics(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, recall, decay) of J or F over the frames of one object in one clip, after DAVIS 2017.
 
@@ -241,25 +258,6 @@ def most_frequent(answers: Iterable[str]) -> str:
     """The commonest answer; of several, the one that comes first in the alphabet."""
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def psnr(first: np.ndarray, second: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures [H, W, 3] in 0..255, over the pixels `inside`.
-
-    10 log10(255^2 / mean squared difference), never above 100 dB (which is what equal pictures get).
-
-    Raises:
-        ValueError: not one pixel is inside.
-    """
-    if inside is not None:
-        first, second = first[inside], second[inside]
-    if first.size == 0:
-        raise ValueError("PSNR needs at least one pixel, but the mask is empty.")
-    error = float(np.square(first.astype(np.float32) - second.astype(np.float32)).mean())
-    return min(PSNR_CAP, 10.0 * math.log10(255.0**2 / error)) if error > 0 else PSNR_CAP
 
 
 # --- intervals ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .ablation import AblationTask
 from .clicks import ClicksTask
 from .clips import ClipTask
 from .codes import CodesTask
+from .edit_clips import EditClipTask
 from .edits import EditTask
 from .tasks import GROUPS, ClassTask, QuestionTask, RegionTask, SegmentTask, draw_batch
 
@@ -45,11 +46,13 @@ TASKS: dict[str, type] = {
     "classes": ClassTask,
     "clicks": ClicksTask,
     "clips": ClipTask,
+    "edit_clips": EditClipTask,
 }
 # The ablation draws every edit nine times, codes are for looking into a model, a list of names may be asked one by one, clicks are
-# ten calls a scene, and a clip has the frames of twelve scenes: they run only when they are asked for.
-DEFAULT_TASKS = tuple(name for name in TASKS if name not in ("ablation", "codes", "classes", "clicks", "clips"))
-DECODER_TASKS = frozenset({"edits", "ablation"})
+# ten calls a scene, and a clip has the frames of eight to twelve scenes: they run only when they are asked for.
+ON_DEMAND = frozenset({"ablation", "codes", "classes", "clicks", "clips", "edit_clips"})
+DEFAULT_TASKS = tuple(name for name in TASKS if name not in ON_DEMAND)
+DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips"})
 BATCH_SIZE = 32
 _PACKAGES = ("diffusers-focus", "diffusers", "transformers", "torch", "accelerate", "numpy")
 
@@ -72,8 +75,7 @@ def evaluate(
         pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
         count: Scenes in each group.
         groups: Of "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained); both by default.
-        tasks: Names of `TASKS`; by default all but the ablation, codes, classes, clicks and clips. Those that draw are left out
-            where the
+        tasks: Names of `TASKS`; by default all but those of `ON_DEMAND`. Those that draw are left out where the
             pipeline was not trained to (no `unet`, or `images_trained` is False), and an error without a `unet`.
         output: Where to write the result as JSON; the file is complete or not there, and grows group by group.
         batch_size: Scenes a call; only the ablation's shuffled masks depend on it.

@@ -81,18 +81,32 @@ def _worst_frame(found: np.ndarray, wanted: np.ndarray, frames: slice = slice(No
 
 
 def expression_row(prediction: dict[str, Any], truth: Truth, info: Mapping[str, Any]) -> dict[str, Any]:
-    """J and F of what an expression means, all of its objects together, as means over all frames."""
+    """J and F of what an expression means, all of its objects together, as means over all frames; of ReVOS also R."""
     wanted = _masks_of(truth).any(axis=0)
     found = np.asarray(prediction["masks"], dtype=bool).reshape(-1, *wanted.shape).any(axis=0)
     j = float(np.mean([metrics.iou(a, b) for a, b in zip(found, wanted, strict=True)]))
     f = float(np.mean([metrics.boundary_f(a, b) for a, b in zip(found, wanted, strict=True)]))
-    return {"J": j, "F": f, "J&F": (j + f) / 2, "kind": info.get("kind", ""), **_worst_frame(found, wanted)}
+    row = {"J": j, "F": f, "J&F": (j + f) / 2, "kind": info.get("kind", "")}
+    if "foreground" in info:
+        row["R"] = metrics.robustness(found, wanted, _foreground(info["foreground"], wanted.shape))
+    return row | _worst_frame(found, wanted)
+
+
+def _foreground(frames: Sequence[Sequence[Any]], shape: tuple[int, ...]) -> np.ndarray:
+    """bool [frames, H, W] of the run lengths of each frame."""
+    everything = np.zeros(shape, dtype=bool)
+    if len(frames) != len(everything):
+        raise ValueError(f"The foreground has {len(frames)} frames, its clip {len(everything)}.")
+    for mask, rles in zip(everything, frames):
+        for rle in rles:
+            mask |= annotation_mask(rle, *shape[1:])
+    return everything
 
 
 def expression_figures(rows: Rows) -> dict[str, Any]:
-    """Means over expressions. Of ReVOS: each kind by itself, and as a whole the mean of "referring" and "reasoning"."""
+    """Means over expressions. Of ReVOS: each kind by itself, and as a whole the mean of "referring" and "reasoning"; R too."""
     kinds = {kind: chosen for kind, chosen in kinds_of(rows).items() if kind}
-    names = ("J&F", "J", "F")
+    names = ("J&F", "J", "F", *(("R",) if all("R" in row for row in rows) else ()))
     if not kinds:
         return {name: figure(rows, name) for name in names}
     found: dict[str, Any] = {f"{name} {kind}": figure(chosen, name) for kind, chosen in kinds.items() for name in names}

@@ -6,7 +6,8 @@ run lengths for each object).
 
     Ref-YouTube-VOS   DIR/meta_expressions/<split>/meta_expressions.json, DIR/<split>/JPEGImages/<video>/*.jpg,
     Ref-DAVIS         DIR/<split>/Annotations/<video>/*.png (objects by their numbers)
-    ReVOS             DIR/meta_expressions_valid_.json, DIR/mask_dict.json, DIR/JPEGImages/<video>/*.jpg
+    ReVOS             DIR/meta_expressions_valid_.json, DIR/mask_dict.json, DIR/JPEGImages/<video>/*.jpg; for its robustness
+                      DIR/mask_dict_foreground.json, whose masks are made of mask_dict.json where it is missing
     YouTube-VIS       DIR/<split>.json or DIR/<split>/instances.json, DIR/<split>/JPEGImages/<video>/*.jpg
 
 The true masks of Ref-YouTube-VOS's and YouTube-VIS's own validation videos are kept by their challenge's server.
@@ -88,8 +89,13 @@ def _categories(file: Path) -> dict[tuple[str, str], str]:
         raise ValueError(f"{str(file)!r} does not say what the objects are: {error!r}.") from None
 
 
-def revos_records(root: Path, split: str = "valid") -> Iterator[dict[str, Any]]:
+def revos_records(root: Path, split: str = "valid", foreground: bool = False) -> Iterator[dict[str, Any]]:
     """One record an expression of ReVOS: none, one or several objects; `info` has its kind ("referring", "reasoning", "no target").
+
+    Args:
+        root, split: the folder and the part.
+        foreground: also give, as `info["foreground"]`, for every frame the run lengths of all objects that any expression about
+            the video means, which the robustness is measured with.
 
     Raises:
         ValueError: an unknown split, or a damaged file. FileNotFoundError: a file or the frames are missing.
@@ -97,13 +103,24 @@ def revos_records(root: Path, split: str = "valid") -> Iterator[dict[str, Any]]:
     _check(split, REVOS_SPLITS)
     file = root / f"meta_expressions_{split}_.json"
     found, masks = read_json(file), read_json(root / "mask_dict.json")
-    return _revos(file, found, masks, image_folder(root, ("JPEGImages",)))
+    known = root / "mask_dict_foreground.json"
+    given = read_json(known) if foreground and known.is_file() else {} if foreground else None
+    return _revos(file, found, masks, image_folder(root, ("JPEGImages",)), given)
 
 
-def _revos(file: Path, found: Any, masks: Any, pictures: str) -> Iterator[dict[str, Any]]:
+def _foreground(video: str, one: Any, masks: Any, given: Any) -> list[list[Any]]:
+    """For every frame the run lengths of all objects of a video (as VISA's tools/generate_foreground_mask.py has them)."""
+    if video in given:
+        return [[rle] if rle else [] for rle in given[video]["masks_rle"]]
+    ids = {str(i) for expression in one["expressions"].values() for i in expression["anno_id"]}
+    return [[masks[i][t] for i in sorted(ids) if masks[i][t]] for t in range(len(one["frames"]))]
+
+
+def _revos(file: Path, found: Any, masks: Any, pictures: str, given: Any) -> Iterator[dict[str, Any]]:
     try:
         for video, one in found["videos"].items():
             frames = one["frames"]
+            shared = {} if given is None else {"foreground": _foreground(video, one, masks, given)}
             for name, expression in one["expressions"].items():
                 kind = REVOS_KINDS[expression["type_id"]]
                 ids = [] if kind == "no target" else expression["anno_id"]
@@ -113,7 +130,7 @@ def _revos(file: Path, found: Any, masks: Any, pictures: str) -> Iterator[dict[s
                     "images": [f"{pictures}/{video}/{frame}.jpg" for frame in frames],
                     "text": expression["exp"],
                     "masks": [[one or None for one in masks[str(i)]] for i in ids],
-                    "info": {"image_id": video, "expression": name, "kind": kind},
+                    "info": {"image_id": video, "expression": name, "kind": kind, **shared},
                 }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} does not fit its mask_dict.json: {error!r}.") from None
