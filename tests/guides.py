@@ -1,4 +1,4 @@
-"""A ControlNet and SDXL's text encoders that fit a UNet, with random weights."""
+"""A ControlNet, SDXL's text encoders and an IP-Adapter that fit a UNet, with random weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _SHARED = (
@@ -50,3 +57,31 @@ def text_parts_for(unet: Any) -> dict[str, Any]:
         "text_encoder": encoder(CLIPTextModel, 0),
         "text_encoder_2": encoder(CLIPTextModelWithProjection, 1),
     }
+
+
+def ip_adapter_for(unet: Any, width: int = 24, tokens: int = 4, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    """An adapter of the first kind: a picture's embedding becomes `tokens` rows; a key and a value matrix a cross-attention."""
+    random = torch.Generator().manual_seed(seed)
+    inner = unet.config.cross_attention_dim
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random) * 0.3
+
+    weights = {"proj.weight": matrix(tokens * inner, width), "proj.bias": matrix(tokens * inner)}
+    weights |= {"norm.weight": torch.ones(inner), "norm.bias": torch.zeros(inner)}
+    layers: dict[str, torch.Tensor] = {}
+    for place, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            layers |= {f"{place}.to_{key}_ip.weight": matrix(hidden, inner) for key in "kv"}
+    return {"image_proj": weights, "ip_adapter": layers}
+
+
+def image_encoder_for(width: int = 24) -> CLIPVisionModelWithProjection:
+    """A CLIP of pictures of 28 x 28 pixels."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
+        projection_dim=width,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config).eval()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models.vision_encoder import FocusVisionEncoder as FocusVisionEncoder
     from .models.visual_tokenizer import FocusVisualTokenizer as FocusVisualTokenizer
     from .modular.before_denoise import FocusConditionStep as FocusConditionStep
+    from .modular.before_denoise import FocusCropStep as FocusCropStep
     from .modular.before_denoise import FocusEditInputStep as FocusEditInputStep
     from .modular.before_denoise import FocusEditPrepareLatentsStep as FocusEditPrepareLatentsStep
     from .modular.before_denoise import FocusEditSetTimestepsStep as FocusEditSetTimestepsStep
@@ -76,6 +77,7 @@ _HOMES: dict[str, str] = {
     "FocusDenoiseStep": "modular.denoise",
     "FocusEditBlocks": "modular.modular_blocks",
     "FocusEditDecodeStep": "modular.decoders",
+    "FocusCropStep": "modular.before_denoise",
     "FocusEditInputStep": "modular.before_denoise",
     "FocusEditOutput": "pipelines.outputs",
     "FocusEditPrepareLatentsStep": "modular.before_denoise",

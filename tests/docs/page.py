@@ -1,9 +1,9 @@
 """The Python blocks of a page, and how they are run: each after the page's first one, in a folder of its own.
 
 A comment `<!-- test: WORD -->` on the line before a block says what it needs: `hub` the stand-in of the Hub (run by
-tests/hub), `sdxl` a `StableDiffusionXLPipeline` called sdxl, `guides` a ControlNet and SDXL's text encoders called as they
-are, `quant` the extra of that name, `slow` and `gpu` their markers. Blocks see the names of the first one; the pipeline is
-a copy, so that a block may do with it what it likes.
+tests/hub), `sdxl` a `StableDiffusionXLPipeline` called sdxl, `guides` a ControlNet, SDXL's text encoders and an IP-Adapter
+called as they are, `quant` the extra of that name, `slow` and `gpu` their markers. Blocks see the names of the first one;
+the pipeline is a copy, so that a block may do with it what it likes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.docs.page import NEEDS, Block, enter, names_for, read_blocks
-from tests.guides import controlnet_for, text_parts_for
+from tests.guides import controlnet_for, image_encoder_for, ip_adapter_for, text_parts_for
 
 PAGE = ROOT / "docs" / "diffusers.md"
 BLOCKS = read_blocks(PAGE)
@@ -40,6 +40,7 @@ def test_snippet_runs(first, block):
     if block.need == "guides":
         unet = first["pipe"].unet
         names |= {"controlnet": controlnet_for(unet), **text_parts_for(unet)}
+        names |= {"ip_adapter": ip_adapter_for(unet), "image_encoder": image_encoder_for()}
     if block.need == "sdxl":
         from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 

@@ -28,7 +28,7 @@ DRAW = ["set_timesteps", "prepare_latents", "condition", "denoise", "decode"]
 ORDER = {
     "ask": ["encode_image", "ask"],
     "segment": ["encode_image", "segment"],
-    "edit": ["encode_image", "locate", "edit_input", "tokens", *DRAW],
+    "edit": ["encode_image", "locate", "edit_input", "crop", "tokens", *DRAW],
     "generate": ["tokens", *DRAW],
 }
 
@@ -106,6 +106,7 @@ def test_settings_are_the_pipelines_own():
         ({"prompt": "a star", "generator": 3}, TypeError, "torch.Generator"),
         ({"prompt": "a star", "output_type": "jpeg"}, ValueError, "jpeg"),
         ({"image": picture(), "prompt": "remove it", "mask_blur": -1}, ValueError, "mask_blur"),
+        ({"image": picture(), "prompt": "remove it", "padding_mask_crop": 1.5}, TypeError, "padding_mask_crop"),
         ({"prompt": "a star", "eta": "little"}, TypeError, "eta"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 def test_the_snippets_of_the_page_run(root, monkeypatch):
     page = (root / "docs" / "modular.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     monkeypatch.chdir(root)
     names: dict[str, Any] = {}
     for snippet in snippets:

@@ -30,7 +30,8 @@ TALK = [
     {"role": "user", "content": "it?"},
 ]
 DRAWN = ("images", "masks", "edit_masks")
-WIDE = (48, 80)
+WIDE, LARGE = (48, 80), (150, 210)
+DISK = np.pad(disk_mask(40, 40), ((20, 90), (30, 140)))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,44 @@ def test_edit_of_a_batch_with_a_generator_for_each(standard):
     images, texts = [picture(0, 48, 80), picture(1, 64, 70)], ["remove it", "make it blue"]
     state = modular(FocusEditBlocks())(image=images, prompt=texts, **options())
     assert_drawn(standard.edit(images, texts, **options()), state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_image": [DISK, DISK], "num_images_per_prompt": 2, "mask_blur": 3},
+        {
+            "mask_image": [[DISK, ~DISK & np.roll(DISK, 30, 1)], DISK],
+            "prompt": [["remove it", "a star"], "make it blue"],
+        },
+        {"target": ["the red circle", "it"], "output_type": "latent"},
+    ],
+    ids=["repeated", "several edits", "latent"],
+)
+def test_edits_in_place_of_parts_of_large_images(standard, pipe, options):
+    image, plain = picture(1, *LARGE), {"num_inference_steps": 1, "padding_mask_crop": 6, "output_type": "np"}
+    options = {"prompt": ["remove it", "make it blue"], **plain, **options}
+    output = standard(image=image, generator=seeded(1), **options)
+    state = pipe(image=image, generator=seeded(1), **options)
+    assert_drawn(output, state)
+    assert state.get("image_encoding").original_sizes == (LARGE,)  # for the next run, and not the parts
+    if options.get("output_type") == "latent":
+        fixed = modular(FocusBlocks().get_workflow("edit"))(image=image, generator=seeded(1), **options)
+        assert_drawn(output, fixed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_image": [[disk_mask(), np.roll(disk_mask(), 8, 0)]]},
+        {"target": [["the red circle", None]], "num_images_per_prompt": 2},
+    ],
+    ids=["overlapping", "found"],
+)
+def test_several_edits_of_one_picture(standard, pipe, options):
+    given = {"prompt": [["remove it", "make it blue"]], "num_inference_steps": 1, "output_type": "np", **options}
+    output = standard(image=picture(), generator=seeded(1), **given)
+    assert_drawn(output, pipe(image=picture(), generator=seeded(1), **given))
 
 
 @pytest.mark.parametrize("scheduler", [EulerAncestralDiscreteScheduler, HeunDiscreteScheduler])

@@ -72,6 +72,21 @@ def test_the_place_may_come_from_words_or_from_the_instruction(pipe, clip):
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(nothing.images, clip))
 
 
+def test_a_frame_is_encoded_once_for_its_place_and_its_edit(pipe, clip):
+    calls = []
+    hook = pipe.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        for options in ({"region": Mask(disk_mask())}, {"target": "the red circle"}, {}):
+            calls.clear()
+            pipe.edit_clip(clip, "remove the red circle", **options, **OPTIONS)
+            assert len(calls) == len(clip)
+        calls.clear()
+        pipe.edit_clip([clip[0]] * 3, "remove it", region=Mask(disk_mask()), **OPTIONS)
+        assert len(calls) == 1  # nothing moves
+    finally:
+        hook.remove()
+
+
 def test_its_progress_bar_is_the_clip_s(pipe, clip, capsys):
     pipe.set_progress_bar_config(disable=False, desc="clip")
     try:

@@ -23,10 +23,10 @@ ALPHABET = "abc äß\u200b\u202e漢字🙂\n\t,:;\"'{}<>|%\\/\x00é"
 
 
 class Fuzz:
-    """One generator of calls, a function of the seed."""
+    """One generator of calls about an image of a size, a function of the seed."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, seed: int, height: int = HEIGHT, width: int = WIDTH) -> None:
+        self.rng, self.height, self.width = np.random.default_rng(seed), height, width
 
     def pick(self, *choices: Any) -> Any:
         return choices[int(self.rng.integers(len(choices)))]
@@ -52,7 +52,7 @@ class Fuzz:
         return self.odd(usual, [], "star", [3], [[]], [None], ["a", ["b"]])
 
     def mask(self) -> Any:
-        size = self.odd((HEIGHT, WIDTH), (WIDTH, HEIGHT), (1, HEIGHT, WIDTH), (0, 0))
+        size = self.odd((self.height, self.width), (self.width, self.height), (1, self.height, self.width), (0, 0))
         inside = self.rng.random(size) < self.odd(0.3, 0.0, 1.0)
         array = inside.astype(
             self.odd(self.pick(bool, np.uint8, np.int64, np.float32, np.float16), np.complex64, object)
@@ -63,19 +63,21 @@ class Fuzz:
 
     def stroke(self) -> Any:
         positive = self.pick(True, True, False)
-        x, y = self.number(WIDTH), self.number(HEIGHT)
+        x, y = self.number(self.width), self.number(self.height)
         kind = self.odd(self.pick("point", "scribble", "box", "mask"), "other")
         if kind == "point":
             return Point(x, y, positive=positive)
         if kind == "scribble":
             count = self.odd(self.pick(1, 2, 6), 0)
-            return Scribble([(self.number(WIDTH), self.number(HEIGHT)) for _ in range(count)], positive=positive)
+            return Scribble(
+                [(self.number(self.width), self.number(self.height)) for _ in range(count)], positive=positive
+            )
         if kind == "box":
             return Box(
                 x,
                 y,
-                self.pick(x, self.number(WIDTH), WIDTH),
-                self.pick(y, self.number(HEIGHT), HEIGHT),
+                self.pick(x, self.number(self.width), self.width),
+                self.pick(y, self.number(self.height), self.height),
                 positive=positive,
             )
         if kind == "mask":

@@ -71,6 +71,30 @@ def test_batches_of_parts_keep_their_images(pipe):
         assert not far[:10].any() and not far[:, :10].any()
 
 
+def test_a_given_mask_is_cropped_without_encoding_the_whole_image(pipe):
+    image, sizes = picture(1, *LARGE), []
+    hook = pipe.vision_encoder.register_forward_hook(lambda module, inputs, out: sizes.append(len(inputs[0])))
+    options = {"padding_mask_crop": 8, "num_inference_steps": 1, "generator": seeded()}
+    try:
+        cut = pipe.edit(image, "recolour it", mask_image=spot(40, 300), **options).images[0]
+        assert sizes == [1]
+        options["generator"] = seeded()
+        known = pipe.edit(pipe.encode_image(image), "recolour it", mask_image=spot(40, 300), **options).images[0]
+        assert np.array_equal(np.array(cut), np.array(known))
+        sizes.clear()
+        # Two instructions for the same part share it; without a mask the whole image has to be searched.
+        pipe.edit(image, ["remove it", "recolour it"], mask_image=spot(40, 300), padding_mask_crop=8)
+        assert sizes == [1]
+        pipe.edit(image, "remove it", target="the red circle", padding_mask_crop=8)
+        assert sizes == [1, 1, 1]
+    finally:
+        hook.remove()
+    with pytest.raises(ValueError, match="one image per prompt"):
+        pipe.edit([[image, image]], "remove it", mask_image=spot(40, 300), padding_mask_crop=8)
+    with pytest.raises(ValueError, match="list of images is empty"):
+        pipe.edit([], "remove it", mask_image=spot(40, 300), padding_mask_crop=8)
+
+
 def test_what_is_not_found_leaves_the_whole_image_alone(pipe):
     image = picture(1, *LARGE)
     (result,) = pipe.edit(

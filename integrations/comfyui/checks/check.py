@@ -11,138 +11,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
-import psutil
+from comfy_server import Comfy
 from PIL import Image, ImageSequence
 
 PACK = Path(__file__).resolve().parents[1]
 ROOT = PACK.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # this repository's, whichever is installed
 EXAMPLES = PACK / "example_workflows"
-START = 300  # seconds the server may take, on a busy machine
-RUN = 600  # and a workflow
-
-
-class Comfy:
-    """A server, and one client of it."""
-
-    def __init__(self, folder: Path, base: Path, port: int, cpu: bool) -> None:
-        self.url, self.log = f"http://127.0.0.1:{port}", base / "server.log"
-        command = [
-            sys.executable,
-            "main.py",
-            "--listen",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--base-directory",
-            str(base),
-        ]
-        command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
-        paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command + ["--cpu"] * cpu, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    async def __aenter__(self) -> Comfy:
-        self.http = aiohttp.ClientSession()
-        end = time.monotonic() + START
-        while True:
-            try:
-                await self.get("/system_stats")
-                break
-            except aiohttp.ClientError:
-                if self.process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(
-                        f"ComfyUI did not start; {self.log} says why:\n{self.log.read_text()[-3000:]}"
-                    ) from None
-                await asyncio.sleep(1)
-        self.socket = await self.http.ws_connect(self.url + "/ws?clientId=check", max_msg_size=0)
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        await self.http.close()
-        self.process.terminate()
-        self.process.wait(60)
-
-    async def get(self, path: str) -> Any:
-        async with self.http.get(self.url + path) as answer:
-            answer.raise_for_status()
-            return await (answer.json() if "json" in answer.content_type else answer.read())
-
-    async def post(self, path: str, **content: Any) -> tuple[int, Any]:
-        async with self.http.post(self.url + path, json=content) as answer:
-            return answer.status, await answer.json() if "json" in answer.content_type else None
-
-    async def run(self, graph: dict[str, Any], on_event: Callable[[str, dict], Any] | None = None) -> Finished:
-        """Queue a graph and wait until it has ended, well or not."""
-        status, answer = await self.post("/prompt", prompt=graph, client_id="check")
-        if status != 200 or answer.get("node_errors"):  # with errors in some branches, ComfyUI runs the others
-            return Finished("refused", json.dumps(answer), {}, [])
-        number, events = answer["prompt_id"], []
-        async with asyncio.timeout(RUN):
-            while True:
-                message = await self.socket.receive()
-                if message.type != aiohttp.WSMsgType.TEXT:
-                    continue
-                event = json.loads(message.data)
-                kind, data = event["type"], event["data"]
-                if data.get("prompt_id") != number:
-                    continue
-                events.append((kind, data))
-                if on_event is not None:
-                    await on_event(kind, data)
-                if kind in ("execution_success", "execution_error", "execution_interrupted"):
-                    break
-        while number not in (history := await self.get(f"/history/{number}")):  # it is written after the event
-            await asyncio.sleep(0.2)
-        outputs = history[number].get("outputs", {})
-        return Finished(kind, data.get("exception_message", "").strip(), outputs, events)
-
-    async def finish(self, graph: dict[str, Any]) -> Finished:
-        """Run a graph that has to succeed."""
-        done = await self.run(graph)
-        if done.kind != "execution_success":
-            raise RuntimeError(f"{done.kind}: {done.message}")
-        return done
-
-    async def pictures(self, outputs: dict[str, Any], node: str) -> list[np.ndarray]:
-        """The saved images of a node, uint8 [height, width, 3]."""
-        found = []
-        for one in outputs[node]["images"]:
-            query = "&".join(f"{key}={one[key]}" for key in ("filename", "subfolder", "type"))
-            found.append(np.asarray(Image.open(io.BytesIO(await self.get(f"/view?{query}"))).convert("RGB")))
-        return found
-
-    def memory(self) -> float:
-        """Resident MB of the server."""
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-
-class Finished:
-    """How a graph ended: `kind` is execution_success, _error or _interrupted, or "refused" before it ran."""
-
-    def __init__(self, kind: str, message: str, outputs: dict[str, Any], events: list[tuple[str, dict]]) -> None:
-        self.kind, self.message, self.outputs, self.events = kind, message, outputs, events
-
-    @property
-    def steps(self) -> list[tuple[int, int]]:
-        """Progress as it was told."""
-        return [(data["value"], data["max"]) for kind, data in self.events if kind == "progress"]
+CHECKS = ("examples", "batch", "clip", "control", "interop", "offload", "errors", "cancel", "memory")
 
 
 class Report:
@@ -443,11 +327,164 @@ async def check_batch(comfy: Comfy, report: Report, reference: Reference) -> Non
     report.line("no transparency, no mask", (edited == wanted).all(), difference(edited, wanted))
 
 
+def widgets(kind: str, **values: Any) -> dict[str, Any]:
+    """The inputs of one of our nodes that are set on it, `values` in place of their defaults."""
+    from integrations.comfyui.schema import NODES
+
+    defaults = {one.id: one.options.get("default") for one in NODES[kind].inputs if one.is_widget}
+    return {**defaults, **values}
+
+
+def save(*source: Any) -> dict[str, Any]:
+    """A SaveImage of an output, given as (node, number)."""
+    return {"class_type": "SaveImage", "inputs": {"images": list(source), "filename_prefix": "focus_check"}}
+
+
+async def check_clip(comfy: Comfy, report: Report, reference: Reference) -> None:
+    """FOCUS Edit Clip gives what the call in Python gives: pointed at on a later frame, and where the instruction says."""
+    from diffusers_focus import Point
+
+    clip = Image.open(EXAMPLES / "input" / "focus_clip.png")
+    frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(clip)]
+    start = example("focus_edit_clip")
+    load, scene = node(start, "FocusLoad"), node(start, "LoadImage")
+    for name, values, region in (
+        ("FOCUS Edit Clip, pointed at", {"points": "70,22"}, {0: [[Point(70, 22)]]}),
+        ("FOCUS Edit Clip, by its instruction", {"grow": 3}, None),
+    ):
+        inputs = widgets("FocusEditClip", instruction="remove the blue circle", seed=5, steps=4, **values)
+        graph = {
+            **{number: start[number] for number in (load, scene)},
+            "20": {"class_type": "FocusEditClip", "inputs": {**inputs, "pipeline": [load, 0], "image": [scene, 0]}},
+            "21": save("20", 0),
+            "22": {"class_type": "MaskToImage", "inputs": {"mask": ["20", 1]}},
+            "23": save("22", 0),
+        }
+        done = await comfy.finish(graph)
+        out = reference.pipe.edit_clip(
+            frames,
+            "remove the blue circle",
+            region=region,
+            generator=reference.generator(5),
+            num_inference_steps=4,
+            mask_dilation=values.get("grow"),
+        )
+        edited = np.stack(await comfy.pictures(done.outputs, "21"))
+        wanted = np.stack([np.asarray(image) for image in out.images])
+        masks = np.stack(await comfy.pictures(done.outputs, "23"))[..., 0] == 255
+        right = edited.shape == wanted.shape and (edited == wanted).all() and (masks == out.edit_masks).all()
+        report.line(name, bool(right and masks.any()), difference(edited, wanted))
+
+
+async def check_control(comfy: Comfy, report: Report, reference: Reference, base: Path) -> None:
+    """A ControlNet (random weights) that the Load node brings, and a control image beside the mask."""
+    from diffusers_focus import FocusPipeline
+
+    from tests.guides import controlnet_for
+
+    folder = base / "controlnet"
+    net = controlnet_for(reference.pipe.unet)
+    net.save_pretrained(folder)
+    graph = example("focus_edit_painted_mask")
+    node(graph, "FocusLoad", controlnet=str(folder))
+    graph["20"] = {"class_type": "LoadImage", "inputs": {"image": "focus_scene.png"}}
+    node(graph, "FocusEdit", control_image=["20", 0], control_strength=0.5, steps=4)
+    done = await comfy.finish(graph)
+    (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+    painted = np.asarray(Image.open(EXAMPLES / "input" / "focus_scene_painted.png").getchannel("A")) < 128
+    pipe = FocusPipeline(**{**reference.pipe.components, "controlnet": net}, **settings_of(reference.pipe))
+    pipe.set_progress_bar_config(disable=True)
+    options = {"mask_image": painted, "num_inference_steps": 4, "output_type": "pt"}
+
+    def draw(**control: Any) -> np.ndarray:
+        text = "remove the green diamond"
+        out = pipe.edit(reference.image, text, generator=reference.generator(), **options, **control)
+        return reference.saved(out.images)[0]
+
+    wanted = draw(control_image=reference.image, controlnet_conditioning_scale=0.5)
+    steered = bool((wanted != draw()).any())
+    report.line("a control image", steered and bool((edited == wanted).all()), difference(edited, wanted))
+
+
+def settings_of(pipe: Any) -> dict[str, Any]:
+    """The settings of a pipeline, without its components."""
+    return {k: v for k, v in pipe.config.items() if k not in pipe.components and not k.startswith("_")}
+
+
+async def check_interop(comfy: Comfy, report: Report, reference: Reference) -> None:
+    """Masks and images through stock nodes: MaskComposite, InpaintModelConditioning, VAEDecode, SaveImage."""
+    from diffusers_focus import Point
+
+    graph = example("focus_click_to_edit")
+    segment, edit = node(graph, "FocusSegment"), node(graph, "FocusEdit", steps=2)
+    graph |= {
+        "20": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}},
+        "21": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": [segment, 0], "source": ["20", 0], "x": 44, "y": 0, "operation": "subtract"},
+        },
+        "22": {"class_type": "ProbeCondition", "inputs": {}},
+        "23": {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}},
+        "24": {
+            "class_type": "InpaintModelConditioning",
+            "inputs": {
+                "positive": ["22", 0],
+                "negative": ["22", 0],
+                "vae": ["23", 0],
+                "pixels": [edit, 0],
+                "mask": [edit, 1],
+                "noise_mask": True,
+            },
+        },
+        "25": {"class_type": "VAEDecode", "inputs": {"samples": ["24", 2], "vae": ["23", 0]}},
+        "26": save("25", 0),
+        "27": {"class_type": "ProbeConcatMask", "inputs": {"conditioning": ["24", 0]}},
+        "28": {"class_type": "MaskToImage", "inputs": {"mask": ["27", 0]}},
+        "29": save("28", 0),
+    }
+    graph[edit]["inputs"]["mask"] = ["21", 0]
+    done = await comfy.finish(graph)
+    found = reference.pipe.segment(reference.image, region=Point(44, 30)).masks[0].any(axis=0)
+    found[:, 44:108] = False
+    (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+    out = reference.pipe.edit(
+        reference.image,
+        "make the green diamond blue",
+        mask_image=found,
+        generator=reference.generator(),
+        num_inference_steps=2,
+        output_type="pt",
+    )
+    wanted = reference.saved(out.images)[0]
+    report.line("MaskComposite cuts our mask", (edited == wanted).all() and found.any(), difference(edited, wanted))
+    (passed,) = await comfy.pictures(done.outputs, "26")
+    (mask,) = await comfy.pictures(done.outputs, "29")
+    close = np.abs(passed.astype(int) - edited).max() <= 1
+    right = close and ((mask[..., 0] == 255) == found).all()
+    report.line("InpaintModelConditioning takes our image and mask", bool(right), difference(passed, edited))
+
+
+async def check_offload(comfy: Comfy, report: Report, reference: Reference) -> None:
+    """Whenever the weights leave the accelerator, the picture is the same; without one, none has anywhere to go."""
+    from integrations.comfyui.schema import OFFLOADS
+
+    painted = np.asarray(Image.open(EXAMPLES / "input" / "focus_scene_painted.png").getchannel("A")) < 128
+    wanted = reference.edit("remove the green diamond", painted, seed=7)
+    for offload in OFFLOADS:
+        graph = example("focus_edit_painted_mask")
+        node(graph, "FocusLoad", offload=offload)
+        node(graph, "FocusEdit", seed=7)
+        done = await comfy.finish(graph)
+        (edited,) = await comfy.pictures(done.outputs, saves(graph, "FocusEdit"))
+        report.line(f"offload {offload}", (edited == wanted).all(), difference(edited, wanted))
+
+
 def lay_out(base: Path) -> None:
     """A folder for the server: the pack, the pipeline and the input images."""
     for name in ("custom_nodes", "models/focus", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "focus").symlink_to(PACK)
+    (base / "custom_nodes" / "probe_nodes.py").symlink_to(PACK / "checks" / "probe_nodes.py")
     (base / "models" / "focus" / "focus-tiny").symlink_to(ROOT / "pipelines" / "focus-tiny")
     for file in (EXAMPLES / "input").iterdir():
         (base / "input" / file.name).write_bytes(file.read_bytes())
@@ -461,12 +498,19 @@ async def run_checks(args: argparse.Namespace) -> int:
         async with Comfy(args.comfyui, Path(folder), args.port, args.device == "cpu") as comfy:
             await check_loading(comfy, report)
             reference = Reference(ROOT / "pipelines" / "focus-tiny", args.device)
-            await check_examples(comfy, report, reference, args.pictures)
-            if not args.examples:
-                await check_batch(comfy, report, reference)
-                await check_errors(comfy, report)
-                await check_cancel(comfy, report)
-                await check_memory(comfy, report)
+            checks = {
+                "examples": lambda: check_examples(comfy, report, reference, args.pictures),
+                "batch": lambda: check_batch(comfy, report, reference),
+                "clip": lambda: check_clip(comfy, report, reference),
+                "control": lambda: check_control(comfy, report, reference, Path(folder)),
+                "interop": lambda: check_interop(comfy, report, reference),
+                "offload": lambda: check_offload(comfy, report, reference),
+                "errors": lambda: check_errors(comfy, report),
+                "cancel": lambda: check_cancel(comfy, report),
+                "memory": lambda: check_memory(comfy, report),
+            }
+            for name in args.only or checks:
+                await checks[name]()
             if args.log is not None:
                 args.log.write_text(comfy.log.read_text(), encoding="utf-8")
     return report.failed
@@ -479,7 +523,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or the accelerator ComfyUI will choose (default: cpu)")
     parser.add_argument("--port", type=int, default=8189)
     parser.add_argument("--pictures", action="store_true", help="renew the pictures of the example workflows")
-    parser.add_argument("--examples", action="store_true", help="run the example workflows alone")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"some of {', '.join(CHECKS)}")
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep what the server wrote")
     return asyncio.run(run_checks(parser.parse_args()))
 

@@ -41,7 +41,10 @@ LIBRARIES: dict[str, tuple[str, str]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "image_processor": ("diffusers_focus.processing.images", "FocusImageProcessor"),
 }
-RESERVED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "controlnet")
+RESERVED = (
+    *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "controlnet"),
+    *("image_encoder", "feature_extractor"),
+)
 CLASSES: dict[str, Any] = {
     "vision_encoder": FocusVisionEncoder,
     "visual_tokenizer": FocusVisualTokenizer,

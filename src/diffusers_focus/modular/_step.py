@@ -56,7 +56,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "image_encoding": (FocusImageEncoding, None, "The encoded images, from `encode_image`."),
     "question": (str | list, None, "A question or the messages of a conversation, or one for each image."),
     "streamer": (Any, None, "Shows an answer while it is written: transformers' `TextStreamer`, or its like."),
-    "prompt": (str | list[str], None, "With an image the instruction, without one the description; a list is a batch."),
+    "prompt": (
+        str | list,
+        None,
+        "With an image the instruction, without one the description; a list is a batch, a list in it several edits of one picture.",
+    ),
     "target": (str | list, None, "What is meant, in words; a list has one entry an image."),
     "region": (Region | list[Region], None, "The same by pointing, in pixels of the input image."),
     "classes": (list, None, "Names to look for, in place of both; or a list of names for each image."),
@@ -68,6 +72,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "mask_image": (_Masks, None, "The pixels that may change (bright is inside), at the size of the image."),
     "mask_dilation": (int, None, "Pixels to grow the edit mask by, in place of the pipeline's own rule."),
     "mask_blur": (int, None, "Reach of its soft edge in pixels; the pipeline's own by default."),
+    "padding_mask_crop": (
+        int,
+        None,
+        "Edit only the surroundings of the edit masks, with so many pixels on every side, at full resolution.",
+    ),
     "preserve_background": (bool, True, "Keep every pixel outside the soft edit mask."),
     "height": (int, None, "Of the result in pixels, one of the model's sizes; an edit has the size of its image."),
     "width": (int, None, "Of the result in pixels, likewise."),
@@ -91,7 +100,8 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     ),
     "latents": (torch.Tensor, None, "[B, 4, h, w]: initial noise of unit variance, then the latents as they are."),
     "output_type": (str, "pil", '"pil", "np", "pt" or "latent".'),
-    "edits": (list[EditPrompt], None, "B edits with their masks, from `edit_input`."),
+    "edits": (list[EditPrompt], None, "Edits with their masks, from `edit_input`."),
+    "whole": (tuple, None, "The images that parts were cut out of, and where each part lies; from `crop`."),
     "token_resolution": (tuple[int, int], None, "(height, width) that the visual tokens stand for."),
     "token_map": (torch.Tensor, None, "[B, C, rows, columns], embeddings of the visual tokens."),
     "latent_mask": (
@@ -114,7 +124,7 @@ OUTPUTS: dict[str, tuple[Any, str]] = {
     "qualities": (list, "float32 [objects] per prompt, the IoU to expect."),
     "instance_embeds": (list, "float32 [objects, D] per prompt, to recognise an object in another frame."),
     "mask_image": (list[Image.Image], 'What was meant, one image (mode "L", 255 inside) per prompt.'),
-    "edit_masks": (list, "bool [height, width] per edit: where pixels may change."),
+    "edit_masks": (list, "bool [height, width] per edit, nested as `prompt`: where pixels may change."),
     "images": (list[Image.Image], "The results, by `output_type`."),
 }
 

@@ -6,6 +6,7 @@ standard pipelines; names follow diffusers' modular SDXL (Apache-2.0).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..processing.grids import decoded_size, latent_grid
@@ -20,8 +21,10 @@ from ..steps.arguments import (
     mask_list,
     token_resolution,
 )
-from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, warn_untrained
-from ..steps.encode import single_images
+from ..steps.cropping import crop_edits
+from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, places_given, warn_untrained
+from ..steps.encode import encode_image, single_images
+from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
 from ._step import FocusStep, WithProgress, read, write
 
 _DRAWING = ("generator", "token_guidance_scale", "temperature", "top_k", "top_p")
@@ -36,7 +39,7 @@ _WRITING = ("language_model", "lm_tokenizer", "visual_tokenizer", "image_process
 
 
 class FocusEditInputStep(FocusStep):
-    """Instructions and their `mask_image`, whoever made it -> `edits`, one for each result."""
+    """Instructions and their `mask_image`, whoever made it -> `edits`, those of each result one after the other."""
 
     about = "Pairs instructions with their masks and repeats them for each result."
     parts = ("image_processor",)
@@ -57,7 +60,7 @@ class FocusEditInputStep(FocusStep):
         encoding = single_images(block_state.image_encoding, "An edit")
         repeats = check_count(block_state.num_images_per_prompt, "num_images_per_prompt")
         masks = mask_list(block_state.mask_image)
-        if any(mask is None for mask in as_list(masks, "mask_image") or [masks]):
+        if not places_given(masks):
             raise ValueError(
                 "mask_image has no mask for some of the edits. A mask without any pixel says that nothing was found."
             )
@@ -70,11 +73,56 @@ class FocusEditInputStep(FocusStep):
             mask_image=masks,
             masks_may_be_empty=True,
         )
-        block_state.edits = [one for one in once for _ in range(repeats)]
-        block_state.edit_masks = [one.mask for one in once]
+        once_masks = [one.mask for one in once if one.mask is not None]
+        block_state.edits, _ = repeat_edits(once, once_masks, repeats)
+        block_state.edit_masks = nested(once, once_masks)
         block_state.token_resolution = token_resolution(
             components.image_processor, block_state.height, block_state.width, encoding.size
         )
+
+
+class FocusCropStep(FocusStep):
+    """With `padding_mask_crop`, `edits` of `image_encoding` -> the same of the parts around them; `whole` is where they go back.
+
+    Without it nothing changes.
+    """
+
+    about = "Cuts out the surroundings of edits, so that small things in large images are edited at full resolution."
+    parts = ("vision_encoder", "visual_tokenizer", "image_processor")
+    may_lack = ("visual_tokenizer",)  # as for `FocusImageEncoderStep`
+    settings = ("mask_feather",)
+    reads = (
+        read("image_encoding", required=True),
+        read("edits", required=True),
+        read("token_resolution", required=True),
+        read("padding_mask_crop"),
+        read("mask_blur"),
+    )
+    writes = (write("image_encoding"), write("edits"), write("token_resolution"), write("whole"))
+
+    def run(self, components: Any, block_state: Any) -> None:
+        """Cut out and encode."""
+        block_state.whole = None
+        if block_state.padding_mask_crop is None:
+            return
+        padding = check_count(block_state.padding_mask_crop, "padding_mask_crop", least=0)
+        whole, edits = block_state.image_encoding, block_state.edits
+        if block_state.mask_blur is not None:
+            check_count(block_state.mask_blur, "mask_blur", least=0)
+        crops = crop_edits(
+            components,
+            whole,
+            edits,
+            [one.mask for one in edits],
+            padding,
+            encode=partial(encode_image, components, device=components._execution_device),
+            feather=components.config.mask_feather,
+            mask_blur=block_state.mask_blur,
+        )
+        images, _ = unions(edits, [one.mask for one in edits])
+        block_state.whole = whole, images, crops.boxes
+        block_state.image_encoding, block_state.edits = crops.encoding, crops.prompts
+        block_state.token_resolution = crops.encoding.size
 
 
 class FocusEditTokensStep(WithProgress, FocusStep):
@@ -88,7 +136,7 @@ class FocusEditTokensStep(WithProgress, FocusStep):
 
     def run(self, components: Any, block_state: Any) -> None:
         """Write the tokens."""
-        options = _drawing(self, components, block_state, len(block_state.edits))
+        options = _drawing(self, components, block_state, len(edits_by_picture(block_state.edits)))
         masks = [one.mask for one in block_state.edits]
         codes = edit_codes(components, block_state.image_encoding, block_state.edits, masks, **options)
         block_state.token_map = denoise.token_map(components, *codes).to(components._execution_device)
@@ -219,8 +267,7 @@ class FocusEditPrepareLatentsStep(FocusStep):
         """Prepare them."""
         encoding, device = block_state.image_encoding, components._execution_device
         shape = _latent_shape(components, block_state)
-        images = [one.image for one in block_state.edits]
-        masks = [one.mask for one in block_state.edits]
+        images, masks = unions(block_state.edits, [one.mask for one in block_state.edits])
         block_state.latent_mask = composite.latent_masks(encoding, images, masks, shape[2:]).to(device)
         source = None
         if block_state.preserve_background or block_state.strength < 1.0:
@@ -235,7 +282,7 @@ class FocusEditPrepareLatentsStep(FocusStep):
             strength=block_state.strength,
             keep_source=block_state.preserve_background,
             noise=block_state.latents,
-            generator=generator_list(block_state.generator, len(block_state.edits)),
+            generator=generator_list(block_state.generator, len(images)),
             device=device,
         )
 

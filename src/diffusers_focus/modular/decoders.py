@@ -6,7 +6,9 @@ from typing import Any
 
 from ..steps import composite
 from ..steps.arguments import check_count, check_output_type
+from ..steps.cropping import paste_back
 from ..steps.denoise import decode_latents
+from ..steps.joint_edits import unions
 from ._step import FocusStep, read, write
 
 
@@ -41,27 +43,32 @@ class FocusEditDecodeStep(FocusStep):
         read("preserve_background"),
         read("mask_blur"),
         read("output_type"),
+        read("whole"),
     )
-    writes = (write("images"),)
+    writes = (write("images"), write("image_encoding"))
 
     def run(self, components: Any, block_state: Any) -> None:
-        """Decode and composite; output_type "latent" hands the latents through."""
+        """Decode, composite and paste back; output_type "latent" hands the latents through."""
         kind = check_output_type(block_state.output_type)
         if block_state.mask_blur is not None:
             check_count(block_state.mask_blur, "mask_blur", least=0)
+        encoding, whole = block_state.image_encoding, block_state.whole
+        if whole is not None:
+            block_state.image_encoding = whole[0]
         if kind == "latent":
             block_state.images = block_state.latents
             return
         results = composite.composite_edits(
             components,
-            block_state.image_encoding,
-            [one.image for one in block_state.edits],
-            [one.mask for one in block_state.edits],
+            encoding,
+            *unions(block_state.edits, [one.mask for one in block_state.edits]),
             decode_latents(components.vae, block_state.latents),
             feather=components.config.mask_feather,
             mask_blur=block_state.mask_blur,
             preserve_background=block_state.preserve_background,
         )
+        if whole is not None:
+            results = paste_back(components, *whole, results)
         block_state.images = composite.to_output(results, kind)
 
 
@@ -75,6 +82,6 @@ class FocusKeepImageStep(FocusStep):
 
     def run(self, components: Any, block_state: Any) -> None:
         """Return them."""
-        images = [one.image for one in block_state.edits]
+        images, _ = unions(block_state.edits, [one.mask for one in block_state.edits])
         own = composite.own_pixels(components, block_state.image_encoding, images)
         block_state.images = composite.to_output(own, check_output_type(block_state.output_type))

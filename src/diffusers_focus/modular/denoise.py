@@ -14,7 +14,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 
 from ..processing.grids import decoded_size
 from ..steps import denoise
-from ..steps.arguments import check_numbers
+from ..steps.arguments import check_given
 from ._step import FocusStep, part_spec, read, require, write
 from .before_denoise import guidance
 
@@ -131,7 +131,7 @@ class FocusDenoiseStep(LoopSequentialPipelineBlocks):
         for block in self.sub_blocks.values():
             if isinstance(block, FocusStep):
                 require(block, components)
-        check_numbers(mask_guidance_scale=block_state.mask_guidance_scale, eta=block_state.eta)
+        check_given(mask_guidance_scale=block_state.mask_guidance_scale, eta=block_state.eta)
         with self.progress_bar(total=len(block_state.timesteps)) as bar:
             for i, t in enumerate(block_state.timesteps):
                 components, block_state = self.loop_step(components, block_state, i=i, t=t)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..steps import encode
 from ..steps.editing import edit_places, edit_prompts
+from ..steps.joint_edits import nested
 from ..steps.mask_requests import mask_request
 from ..steps.segment import find_objects, require_masks
 from ..steps.understand import answer_questions, streaming
@@ -144,7 +145,7 @@ class FocusSegmentStep(FocusStep):
 class FocusLocateStep(FocusStep):
     """Where an edit takes place: the instruction (or `target`, `region`, `mask_image`) -> `mask_image` and `masks`.
 
-    Any block that writes `mask_image`, one image an edit, can take its place.
+    Any block that writes `mask_image`, one image an edit, nested as `prompt` is, can take its place.
     """
 
     about = "Finds where an edit takes place: the pixels that may change, and what the edit is about."
@@ -182,8 +183,8 @@ class FocusLocateStep(FocusStep):
             mask_image=block_state.mask_image,
         )
         places = edit_places(components, encoding, prompts, settings, mask_dilation=block_state.mask_dilation)
-        block_state.masks = [place.masks for place in places]
-        block_state.mask_image = [mask_picture(place.edit_mask) for place in places]
+        block_state.masks = nested(prompts, [place.masks for place in places])
+        block_state.mask_image = nested(prompts, [mask_picture(place.edit_mask) for place in places])
 
 
 def mask_picture(mask: np.ndarray) -> Image.Image:

@@ -19,6 +19,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
 
 from .before_denoise import (
     FocusConditionStep,
+    FocusCropStep,
     FocusEditInputStep,
     FocusEditPrepareLatentsStep,
     FocusEditSetTimestepsStep,
@@ -120,6 +121,7 @@ class FocusDrawEditStep(FocusSequence):
 
     about = "Writes the visual tokens of edits, denoises and puts the edits back into their images."
     block_classes = [
+        FocusCropStep,
         FocusEditTokensStep,
         FocusEditSetTimestepsStep,
         FocusEditPrepareLatentsStep,
@@ -127,7 +129,7 @@ class FocusDrawEditStep(FocusSequence):
         FocusDenoiseStep,
         FocusEditDecodeStep,
     ]
-    block_names = ["tokens", "set_timesteps", "prepare_latents", "condition", "denoise", "decode"]
+    block_names = ["crop", "tokens", "set_timesteps", "prepare_latents", "condition", "denoise", "decode"]
 
 
 class FocusAutoDrawStep(ConditionalPipelineBlocks):
@@ -135,7 +137,7 @@ class FocusAutoDrawStep(ConditionalPipelineBlocks):
 
     block_classes = [FocusDrawEditStep, FocusKeepImageStep]
     block_names = ["draw", "keep"]
-    block_trigger_inputs = ["edit_masks", "preserve_background", "output_type"]
+    block_trigger_inputs = ["edits", "preserve_background", "output_type"]
     default_block_name = "draw"
 
     @property
@@ -143,11 +145,9 @@ class FocusAutoDrawStep(ConditionalPipelineBlocks):
         """What it does."""
         return "Draws the edits; where nothing may change, returns the images as they are."
 
-    def select_block(
-        self, edit_masks: Any = None, preserve_background: Any = None, output_type: Any = None
-    ) -> str | None:
+    def select_block(self, edits: Any = None, preserve_background: Any = None, output_type: Any = None) -> str | None:
         """ "keep" where there is nothing to draw; told of names alone (`get_workflow`), "draw"."""
-        nothing = isinstance(edit_masks, list) and not any(mask.any() for mask in edit_masks)
+        nothing = isinstance(edits, list) and not any(one.mask.any() for one in edits)
         return "keep" if nothing and preserve_background is not False and output_type != "latent" else "draw"
 
 

@@ -126,7 +126,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "output_type": check_output_type,
     "strength": check_strength,
     **{name: partial(check_count, name=name) for name in ("num_inference_steps", "num_images_per_prompt")},
-    **{name: partial(check_count, name=name, least=0) for name in ("mask_dilation", "mask_blur")},
+    **{name: partial(check_count, name=name, least=0) for name in ("mask_dilation", "mask_blur", "padding_mask_crop")},
     **{
         name: lambda value, name=name: check_numbers(**{name: value})
         for name in ("guidance_scale", "mask_guidance_scale", "token_guidance_scale", "eta")

@@ -91,9 +91,11 @@ class FocusClipMixin(FocusPipelineMixin):
         clip = open_clip(frames)
         return clip, clip_request(target, region, classes=classes, task=task, length=clip.length)
 
-    def _follow(self, clip: Any, request: ClipRequest, max_new_tokens: int) -> Iterator[FocusClipFrame]:
-        longest = check_count(max_new_tokens, "max_new_tokens")
-        return follow_clip(self, self.config, clip, request, device=self._execution_device, max_new_tokens=longest)
+    def _follow(
+        self, clip: Any, request: ClipRequest, max_new_tokens: int, encode: Any = None
+    ) -> Iterator[FocusClipFrame]:
+        longest, device = check_count(max_new_tokens, "max_new_tokens"), self._execution_device
+        return follow_clip(self, self.config, clip, request, device=device, max_new_tokens=longest, encode=encode)
 
     @torch.no_grad()
     def _stream(self, clip: Any, found: Iterator[FocusClipFrame]) -> Iterator[FocusClipFrame]:

@@ -18,6 +18,7 @@ from ..steps import composite, denoise
 from ..steps.arguments import (
     as_list,
     check_count,
+    check_given,
     check_numbers,
     check_output_type,
     check_strength,
@@ -27,7 +28,6 @@ from ..steps.arguments import (
 from ..steps.control import Control
 from ..steps.cropping import crop_edits, paste_back
 from ..steps.editing import (
-    EditPlace,
     check_place,
     drawing,
     edit_codes,
@@ -35,20 +35,24 @@ from ..steps.editing import (
     edit_prompts,
     generation_codes,
     negative_prompts,
+    places_given,
     warn_untrained,
 )
-from ..steps.encode import own_images, single_images
+from ..steps.encode import FocusImageEncoding, LoadedImages, load_images, own_images, single_images
+from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
 from ..steps.sampling import Generators
 from ..steps.text import DecoderText
 from ._guides import ControlOptions, FocusGuidesMixin, GuideRow
+from ._ip_adapter import FocusIPAdapterMixin
 from ._lora import scaling_lora
 from ._segment import FocusSegmentMixin
 from .outputs import FocusEditOutput, FocusSegmentOutput
 
+Prompts = str | list[str] | list[list[str]] | list[str | list[str]]
 StepCallback = Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
+class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
     """Mixed into a `DiffusionPipeline` with all FOCUS components; a call without a prompt segments."""
 
     _guidance_scale = 1.0
@@ -78,7 +82,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
 
     # -- editing and generating ------------------------------------------------------------------------------------------
 
-    def edit(self, image: Any, prompt: str | list[str], **kwargs: Any) -> Any:
+    def edit(self, image: Any, prompt: Prompts, **kwargs: Any) -> Any:
         """Edit an image: `__call__` with an image and an instruction; returns its `FocusEditOutput`."""
         if image is None:
             raise TypeError("edit needs an image. To draw one from a description use generate(prompt).")
@@ -98,9 +102,9 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: Prompts | None = None,
         image: Any = None,
-        target: str | list[str] | None = None,
+        target: Any = None,
         region: Any = None,
         mask_image: Any = None,
         height: int | None = None,
@@ -138,16 +142,21 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
     ) -> FocusEditOutput | FocusSegmentOutput | tuple[Any, ...]:
         """Segment (no prompt), edit (prompt and image) or generate (prompt alone).
 
         Args:
             prompt: the instruction, or without an image the description; a list is a batch. Several instructions for one image
-                are a list too.
+                are a list too, with a result for each. A list in the list holds several edits of one picture, with one result:
+                `[["remove the red circle", "make the blue star green"]]`.
             image: an image, a list of images or an encoding from `encode_image`.
             target: what the edit is about, where the instruction leaves that open; without a prompt, what to segment.
             region: the same by pointing: a `Point`, `Scribble`, `Box` or `Mask` in pixels of the input image.
-            mask_image: exactly the pixels that may change (bright is inside), at the size of the image.
+            mask_image: exactly the pixels that may change (bright is inside), at the size of the image; `masks` or `edit_masks` of
+                a result fit. Of several edits some may have an empty one, which leaves their picture alone.
+                With several edits of one picture these three are nested as `prompt` is.
             height, width: of the result in pixels: one of the model's sizes. Edits have the size of their image.
             num_inference_steps: denoising steps; the pipeline's own by default.
             timesteps, sigmas: a schedule of one's own.
@@ -166,7 +175,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             padding_mask_crop: edit only the part of the image around the edit mask, with at least so many pixels on every side,
                 at the model's full resolution, and paste it back; None edits the whole image. For small things in large images.
             negative_prompt: what the visual tokens are guided away from, in place of the empty prompt; a list has one for each
-                prompt. Of no effect where `token_guidance_scale` is 1.
+                picture. Of no effect where `token_guidance_scale` is 1.
             decoder_prompt, negative_decoder_prompt: words for the decoder itself, through SDXL's text encoders, where the pipeline
                 has them. Zero-shot: the decoder was trained without.
             prompt_weighting: read compel's syntax in them ("red++", "(glossy)1.3"), and more than 77 tokens.
@@ -183,6 +192,9 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return changed tensors.
             callback_on_step_end_tensor_inputs: the tensors it gets; "latents" by default.
             cross_attention_kwargs: for the UNet's attention; "scale" is the weight of LoRA adapters, the language model's included.
+            ip_adapter_image: a picture for the IP-Adapter that was loaded, for every result; with several adapters a list has one
+                for each, and a list in it several for one. Zero-shot, as above.
+            ip_adapter_image_embeds: the same as tensors, as in diffusers' SDXL pipelines.
 
         Returns:
             `FocusEditOutput`, without a prompt `FocusSegmentOutput`.
@@ -203,13 +215,8 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_inputs = callback_on_step_end.tensor_inputs
-        check_numbers(
-            guidance_scale=guidance_scale,
-            mask_guidance_scale=mask_guidance_scale,
-            token_guidance_scale=token_guidance_scale,
-            strength=strength,
-            eta=eta,
-        )
+        check_numbers(guidance_scale=guidance_scale, token_guidance_scale=token_guidance_scale)
+        check_given(mask_guidance_scale=mask_guidance_scale, strength=strength, eta=eta)
         if latents is not None and not isinstance(latents, torch.Tensor):
             raise TypeError(
                 f"latents must be a torch tensor, got {type(latents).__name__}. Leave it out to draw noise."
@@ -235,7 +242,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             config, token_guidance_scale=token_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
         options["start_tokens"] = self._token_bar
-        encoding, places, images, edit_masks, whole = None, None, [], [], None
+        encoding, found, images, edit_masks, whole = None, None, [], [], None
         boxes: list[Any] = []
         if image is None:
             size = token_resolution(self.image_processor, height, width)
@@ -246,34 +253,46 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             guides = [GuideRow() for _ in texts]
             write = partial(generation_codes, self, descriptions, size, generator=generator, **options)
         else:
-            encoding = single_images(self.encode_image(image), "An edit")
-            size = token_resolution(self.image_processor, height, width, encoding.size)
-            once = edit_prompts(self, encoding, prompt, config, target=target, region=region, mask_image=mask_image)
-            generator = generator_list(generator, len(once) * num_images_per_prompt)
-            options["negative"] = negative_prompts(negative_prompt, len(once), num_images_per_prompt)
-            places = edit_places(self, encoding, once, config, mask_dilation=mask_dilation)
+            # What is cropped around given masks is cut out before anything is encoded.
+            plain = padding_mask_crop is not None and places_given(mask_image)
+            seen = self._load_images(image) if plain else single_images(self.encode_image(image), "An edit")
+            size = token_resolution(self.image_processor, height, width, seen.size)
+            once = edit_prompts(self, seen, prompt, config, target=target, region=region, mask_image=mask_image)
+            count = len(edits_by_picture(once))
+            generator = generator_list(generator, count * num_images_per_prompt)
+            options["negative"] = negative_prompts(negative_prompt, count, num_images_per_prompt)
+            places = edit_places(self, seen, once, config, mask_dilation=mask_dilation)
             once_masks = [place.edit_mask for place in places]
-            own, sources = own_images(self, encoding), [one.image for one in once]
-            if padding_mask_crop is not None:
-                blur = {"feather": config.mask_feather, "mask_blur": mask_blur}
-                crops = crop_edits(self, encoding, once, places, padding_mask_crop, **blur)
-                pasted = [(one.image, box) for one, box in zip(once, crops.boxes) for _ in range(num_images_per_prompt)]
-                whole, boxes = (encoding, *zip(*pasted)), crops.boxes
-                encoding, once, once_masks = crops.encoding, crops.prompts, crops.masks
-                size = token_resolution(self.image_processor, height, width, encoding.size)
-            prompts = [one for one in once for _ in range(num_images_per_prompt)]
-            images = [one.image for one in prompts]
-            edit_masks = [mask for mask in once_masks for _ in range(num_images_per_prompt)]
-            if preserve_background and output_type != "latent" and not any(mask.any() for mask in edit_masks):
+            found = nested(once, [place.masks for place in places]), nested(once, once_masks)
+            sources, whole_masks = unions(once, once_masks)
+            repeated = [source for source in sources for _ in range(num_images_per_prompt)]
+            if preserve_background and output_type != "latent" and not any(mask.any() for mask in once_masks):
                 self.maybe_free_model_hooks()
-                unchanged = composite.own_pixels(self, *(whole[:2] if whole else (encoding, images)))
-                return self._edit_output(unchanged, places, output_type, return_dict)
-            placements = encoding.inputs.placements
+                return self._edit_output(composite.own_pixels(self, seen, repeated), found, output_type, return_dict)
+            encoding, own = seen, own_images(self, seen)
+            if padding_mask_crop is not None:
+                crops = crop_edits(
+                    self,
+                    seen,
+                    once,
+                    once_masks,
+                    padding_mask_crop,
+                    encode=self.encode_image,
+                    feather=config.mask_feather,
+                    mask_blur=mask_blur,
+                )
+                encoding, once, once_masks, boxes = crops.encoding, crops.prompts, crops.masks, crops.boxes
+                size = token_resolution(self.image_processor, height, width, encoding.size)
+                whole = seen, repeated, [box for box in boxes for _ in range(num_images_per_prompt)]
             guides = [
-                GuideRow(own[source], place.edit_mask, boxes[row] if boxes else None, placements[one.image])
-                for row, (source, place, one) in enumerate(zip(sources, places, once))
+                GuideRow(own[source], mask, box, encoding.inputs.placements[image])
+                for source, mask, box, image in zip(
+                    sources, whole_masks, boxes or [None] * count, unions(once, once_masks)[0]
+                )
             ]
-            write = partial(edit_codes, self, encoding, prompts, edit_masks, generator=generator, **options)
+            prompts, masks = repeat_edits(once, once_masks, num_images_per_prompt)
+            images, edit_masks = unions(prompts, masks)
+            write = partial(edit_codes, self, encoding, prompts, masks, generator=generator, **options)
         decoded = decoded_size(*size, self.image_processor.decode_scale)
         grid = latent_grid(*size, self.image_processor.decode_scale, self.image_processor.vae_scale_factor)
 
@@ -290,6 +309,9 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             num_images_per_prompt,
             decoded,
         )  # fmt: skip
+        image_prompts = self._image_prompts(
+            ip_adapter_image, ip_adapter_image_embeds, guided=self.do_classifier_free_guidance, device=device
+        )
         tokens = denoise.token_map(self, *write()).to(device)
         latent_mask = source = None
         if encoding is not None:
@@ -316,14 +338,15 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
             cross_attention_kwargs=cross_attention_kwargs,
             words=words,
             control=control,
+            image_prompts=image_prompts,
         )
         if output_type == "latent":
             self.maybe_free_model_hooks()
-            return self._edit_output(latents, places, output_type, return_dict)
+            return self._edit_output(latents, found, output_type, return_dict)
         pictures = denoise.decode_latents(self.vae, latents)
         self.maybe_free_model_hooks()
         if encoding is None:
-            return self._edit_output(composite.levels(pictures), places, output_type, return_dict)
+            return self._edit_output(composite.levels(pictures), found, output_type, return_dict)
         results = composite.composite_edits(
             self,
             encoding,
@@ -336,7 +359,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         )
         if whole is not None:
             results = paste_back(self, *whole, results)
-        return self._edit_output(results, places, output_type, return_dict)
+        return self._edit_output(results, found, output_type, return_dict)
 
     # -- parts of a call -------------------------------------------------------------------------------------------------
 
@@ -358,6 +381,11 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
     ) -> None:
         check_place(prompt, target, region)
         if image is None:
+            if any(isinstance(one, (list, tuple)) for one in as_list(prompt, "prompt") or ()):
+                raise ValueError(
+                    "prompt holds several edits of one picture, but image is None. Pass the image to edit, or a flat list of "
+                    "descriptions."
+                )
             for name, value in (
                 ("target", target), ("region", region), ("mask_image", mask_image), ("padding_mask_crop", crop),
             ):  # fmt: skip
@@ -408,6 +436,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
         cross_attention_kwargs: dict[str, Any] | None = None,
         words: DecoderText | None = None,
         control: Control | None = None,
+        image_prompts: denoise.ImagePrompts | None = None,
     ) -> torch.Tensor:
         """Latents [B, 4, h, w] at the end of the denoising."""
         schedule = denoise.prepare_timesteps(
@@ -455,6 +484,7 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
                     text_rows,
                     control,
                     share=i / len(schedule),
+                    image_prompts=image_prompts,
                 )
                 predicted = denoiser.predict(latents, t, token_map, prompt_embeds, negative_prompt_embeds)
                 latents = denoise.advance(self.scheduler, predicted, t, latents, step_arguments)
@@ -496,12 +526,19 @@ class FocusEditMixin(FocusGuidesMixin, FocusSegmentMixin):
 
         return step
 
+    def _load_images(self, image: Any) -> FocusImageEncoding | LoadedImages:
+        """Images whose surroundings will be cut out around given masks; an encoding stays one."""
+        self._require("reading an image", "image_processor")
+        loaded = image if isinstance(image, FocusImageEncoding) else load_images(self, image)
+        return single_images(loaded, "An edit")
+
     def _edit_output(
-        self, images: Any, places: list[EditPlace] | None, output_type: str, return_dict: bool
+        self, images: Any, found: tuple[list[Any], list[Any]] | None, output_type: str, return_dict: bool
     ) -> FocusEditOutput | tuple[Any, ...]:
+        masks, edit_masks = found or (None, None)
         output = FocusEditOutput(
             images=images if output_type == "latent" else composite.to_output(images, output_type),
-            masks=[place.masks for place in places] if places is not None else None,
-            edit_masks=[place.edit_mask for place in places] if places is not None else None,
+            masks=masks,
+            edit_masks=edit_masks,
         )
         return output if return_dict else (output.images, output.masks, output.edit_masks)

@@ -22,7 +22,8 @@ from ..steps.arguments import check_count, check_text
 from ..steps.clips import FocusClipFrame
 from ..steps.composite import grow_mask, needs_box, relative_radius
 from ..steps.editing import edit_places, edit_prompts
-from ..steps.encode import single_images
+from ..steps.encode import FocusImageEncoding
+from ..steps.segment import MAX_NAMES
 from ._clip import FocusClipMixin
 from ._edit import FocusEditMixin
 
@@ -106,16 +107,20 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        clip = open_clip(frames)
+        clip, last = open_clip(frames), _LastEncoding(self)
         if target is None and region is None:
             if not clip.repeatable:
                 raise ValueError(
                     "A clip that can be read only once needs a target or a region: to find the place of the instruction its "
                     "first frame would be read before the others. Pass one, or the frames as a list, folder or file."
                 )
-            region = self._place_of(clip, prompt)
-        found = _nothing_in(clip) if region is _NOWHERE else self.stream_clip(clip, target, region)
-        return self._edited(found, prompt, generator, generator.get_state(), mask_dilation, options)
+            region = self._place_of(clip, prompt, last)
+        if region is _NOWHERE:
+            found = _nothing_in(clip)
+        else:
+            clip, request = self._clip_request(clip, target, region, None, None)
+            found = self._stream(clip, self._follow(clip, request, MAX_NAMES, last))
+        return self._edited(found, prompt, generator, generator.get_state(), mask_dilation, options, last)
 
     def edit_clip(
         self,
@@ -150,10 +155,10 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
     # -- parts -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _place_of(self, clip: ClipFrames, prompt: str) -> Any:
+    def _place_of(self, clip: ClipFrames, prompt: str, encode: _LastEncoding) -> Any:
         """What the instruction is about on the first frame, as a region on it; `_NOWHERE` if nothing is found."""
         _, first = next(iter(clip.forwards()))
-        encoding = single_images(self.encode_image(first), "An edit")
+        encoding = encode(first)
         (place,) = edit_places(self, encoding, edit_prompts(self, encoding, prompt, self.config), self.config)
         mask = place.masks.any(axis=0)
         return {0: Mask(mask)} if mask.any() else _NOWHERE
@@ -166,6 +171,7 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
         state: torch.Tensor,
         mask_dilation: int | None,
         options: dict[str, Any],
+        last: _LastEncoding,
     ) -> Iterator[FocusEditedFrame]:
         for frame in frames:
             mask = frame.masks.any(axis=0)
@@ -175,12 +181,13 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
             radius = relative_radius(self.config.mask_dilation, *mask.shape) if mask_dilation is None else mask_dilation
             edit_mask = grow_mask(mask, radius, boxed=needs_box(prompt))
             generator.set_state(state)
-            image = self._edit_frame(frame.image, prompt, edit_mask, generator, options)
+            seen = last.of(frame.image) or frame.image
+            image = self._edit_frame(seen, prompt, edit_mask, generator, options)
             yield FocusEditedFrame(frame.index, image, mask, edit_mask)
 
     def _edit_frame(
         self,
-        image: Image.Image,
+        image: Image.Image | FocusImageEncoding,
         prompt: str,
         edit_mask: np.ndarray,
         generator: torch.Generator,
@@ -193,6 +200,30 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
             return self(prompt=prompt, image=image, mask_image=edit_mask, generator=generator, **options).images[0]
         finally:
             self.set_progress_bar_config(**bars)
+
+
+class _LastEncoding:
+    """Encodes frames and remembers the last one, which is edited right after it was searched; still frames are encoded once."""
+
+    def __init__(self, pipe: FocusEditClipMixin) -> None:
+        self._pipe = pipe
+        self._image: Image.Image | None = None
+        self._encoding: FocusImageEncoding | None = None
+
+    def __call__(self, image: Image.Image) -> FocusImageEncoding:
+        known = self.of(image)
+        if known is None:
+            self._image, self._encoding = None, None  # not both at once
+            known = self._pipe.encode_image(image)
+            self._image, self._encoding = image, known
+        return known
+
+    def of(self, image: Image.Image) -> FocusImageEncoding | None:
+        """The encoding of a frame if it is the last one that was encoded."""
+        own = self._image
+        if own is None or own.size != image.size or own.mode != image.mode:
+            return None
+        return self._encoding if own is image or own.tobytes() == image.tobytes() else None
 
 
 _NOWHERE = object()  # what the instruction is about is not there

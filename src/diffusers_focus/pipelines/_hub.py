@@ -69,14 +69,18 @@ def register_pipeline(cls: Any, inpaints_as: str | None = None) -> None:
         setattr(host, component.__module__, sys.modules[component.__module__])
     setattr(diffusers, cls.__name__, cls)
     if inpaints_as is not None:
-        # This imports diffusers' pipelines of all families (0.5 s), whose image processors complain without torchvision.
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        try:
-            auto = importlib.import_module("diffusers.pipelines.auto_pipeline")
-        finally:
-            transformers_logging.set_verbosity(verbosity)
+        auto = import_quietly("diffusers.pipelines.auto_pipeline")  # and with it pipelines of all families (0.5 s)
         auto.AUTO_INPAINT_PIPELINES_MAPPING[inpaints_as] = cls
+
+
+def import_quietly(name: str) -> Any:
+    """A module of diffusers that imports image processors of transformers, which complain without torchvision."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return importlib.import_module(name)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

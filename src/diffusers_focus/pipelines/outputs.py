@@ -154,8 +154,17 @@ class FocusEditOutput(BaseOutput):
             (n, height, width, 3) for "np" and (n, 3, height, width) for "pt" (a list where the sizes differ); latents.
         masks (`list[np.ndarray]` or None): bool (objects, height, width) per edit: what the edit is about.
         edit_masks (`list[np.ndarray]` or None): bool (height, width) per edit: where pixels were free to change.
+            Of a picture with several edits (a list in the list of prompts) the entry of both is a list, with one item an edit.
+            Either goes into the next call as `mask_image`, as it is or changed.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | list[Any]
-    masks: list[np.ndarray] | None = None
-    edit_masks: list[np.ndarray] | None = None
+    masks: list[Any] | None = None
+    edit_masks: list[Any] | None = None
+
+    @property
+    def union_masks(self) -> list[np.ndarray] | None:
+        """Of each picture bool (height, width): where any of its edits was free to change it."""
+        if self.edit_masks is None:
+            return None
+        return [np.logical_or.reduce(one) if isinstance(one, list) else one for one in self.edit_masks]

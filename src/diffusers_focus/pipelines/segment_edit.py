@@ -12,10 +12,12 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerBase,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,  # noqa: F401 - looked up when a pipeline is loaded
 )
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..models.mask_conditioner import FocusMaskConditioner
 from ..models.mask_decoder import FocusMaskDecoder
@@ -33,7 +35,15 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
     """Components and settings of the pipelines that segment and edit. Their constructor is this one."""
 
     model_cpu_offload_seq = "->".join(
-        ("text_encoder", "text_encoder_2", "vision_encoder", "visual_tokenizer", "mask_decoder", "mask_conditioner")
+        (
+            "text_encoder",
+            "text_encoder_2",
+            "image_encoder",
+            "vision_encoder",
+            "visual_tokenizer",
+            "mask_decoder",
+            "mask_conditioner",
+        )
         + ("language_model", "unet", "vae")
     )
     _optional_components = [
@@ -44,6 +54,8 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         "text_encoder",
         "text_encoder_2",
         "controlnet",
+        "image_encoder",
+        "feature_extractor",
     ]
     _callback_tensor_inputs = [
         "latents",
@@ -71,6 +83,8 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         text_encoder: CLIPTextModel | None = None,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         controlnet: ControlNetModel | list[ControlNetModel] | MultiControlNetModel | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: BaseImageProcessor | None = None,
         resolution_group: list | tuple = RESOLUTION_GROUP,
         score_threshold: float = 0.5,
         fallback_threshold: float = 0.3,
@@ -113,6 +127,8 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
             controlnet=controlnet,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
         )
         self.register_to_config(
             resolution_group=[list(size) for size in resolution_group],
@@ -157,6 +173,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         image_processor ([`FocusImageProcessor`]): images in and out, prompt style and token resolutions.
         tokenizer, tokenizer_2, text_encoder, text_encoder_2: SDXL's, for `decoder_prompt`. None where the decoder takes no words.
         controlnet ([`ControlNetModel`], a list of them or [`MultiControlNetModel`]): SDXL's, for `control_image`.
+        image_encoder ([`CLIPVisionModelWithProjection`]), feature_extractor ([`CLIPImageProcessor`]): of an IP-Adapter, for
+            `ip_adapter_image`; `load_ip_adapter` brings them.
         resolution_group: [width, height] of the sizes the UNet was trained on; the place in the list is its condition.
         score_threshold, fallback_threshold, duplicate_iou, presence_threshold: which proposals count, see
             `steps.segment.select_objects`.

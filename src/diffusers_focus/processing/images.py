@@ -276,6 +276,11 @@ class FocusImageProcessor(BaseImageProcessor):
         """The (height, width) bucket an image of this size goes into."""
         return grids.nearest_bucket(height, width, [tuple(bucket) for bucket in self.buckets])
 
+    def batch_resolution(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """The token resolution of a batch of images of these (height, width): the one nearest to their mean aspect ratio."""
+        height, width = np.exp(np.log(np.asarray(sizes, dtype=np.float32)).mean(0))
+        return self.token_resolution(max(1, round(float(height))), max(1, round(float(width))))
+
     def low_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of X_L at a token resolution."""
         return grids.vit_size(height, width)
@@ -311,7 +316,7 @@ class FocusImageProcessor(BaseImageProcessor):
         Raises:
             TypeError, ValueError, FileNotFoundError: see `load_image_any`; also for an empty list and an unknown size.
         """
-        nested = _nest(images)
+        nested = nest_images(images)
         counts = tuple(len(group) for group in nested)
         flat = [image for group in nested for image in group]
         if size is not None and list(size) not in self.buckets:
@@ -323,8 +328,7 @@ class FocusImageProcessor(BaseImageProcessor):
         loaded = [load_image_any(image) if tensor is None else None for image, tensor in zip(flat, ready)]
         sources = [_size_of(image, tensor) for image, tensor in zip(loaded, ready)]
         if size is None:
-            height, width = np.exp(np.log(np.asarray(sources, dtype=np.float32)).mean(0))
-            size = self.token_resolution(max(1, round(float(height))), max(1, round(float(width))))
+            size = self.batch_resolution(sources)
         placements = tuple(Placement.fit(source, size, self.resize_mode) for source in sources)
         high_size = self.high_size(*size)
         canvases, detailed = [], {}
@@ -440,7 +444,7 @@ def _paste(image: Image.Image, placement: Placement) -> Image.Image:
     return canvas
 
 
-def _nest(images: Any) -> list[list[Any]]:
+def nest_images(images: Any) -> list[list[Any]]:
     """One image, a list of images or a list of lists, as a list of lists."""
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         images = list(images)

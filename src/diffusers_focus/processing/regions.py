@@ -323,7 +323,13 @@ def binary_mask(array: Any) -> np.ndarray:
             array = array.float()
         array = array.numpy()
     elif isinstance(array, (list, tuple)) or hasattr(array, "__array_interface__"):
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ValueError(
+                "Mask.array is a list of rows of different lengths, or of other things than numbers. Pass one array [height, "
+                "width]."
+            ) from error
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"Mask.array must be a numpy array, torch tensor or PIL image, got {type(array).__name__}. To point with a "

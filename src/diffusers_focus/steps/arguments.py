@@ -106,24 +106,28 @@ def region_masks(value: Any, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
     return tuple(region.rasterize(*size) for region in pointed_regions(value))
 
 
-def edit_mask(value: Any, size: tuple[int, int], *, may_be_empty: bool = False) -> np.ndarray | None:
-    """One `mask_image` (PIL image, array, tensor or `Mask`) as bool [height, width] of an image of `size`.
+def edit_mask(value: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """One `mask_image` as bool [height, width] of an image of `size`; it may be without any pixel.
 
     Args:
-        value: bright, true or positive is inside.
-        may_be_empty: whether no pixel inside is an answer ("nothing was found") rather than a slip.
+        value: a PIL image, array, tensor or `Mask`: bright, true or positive is inside. Masks of several objects [objects, height,
+            width], as `masks` of a result has them, are their union.
+
+    Raises:
+        TypeError, ValueError: no mask, or not of that size.
     """
     if value is None:
         return None
-    if isinstance(value, Image.Image):
-        value = value.convert("L")
     try:
-        if may_be_empty and not isinstance(value, Mask):
-            array = binary_mask(value)
-            if array.shape == size and not array.any():
-                return array
-        mask = value if isinstance(value, Mask) else Mask(value)
-        return mask.rasterize(*size)
+        if isinstance(value, Image.Image):
+            value = value.convert("L")
+        if isinstance(value, Mask):
+            return value.rasterize(*size)
+        if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3 and tuple(value.shape[1:]) == size:
+            objects = np.array([binary_mask(one) for one in value], dtype=bool).reshape(-1, *size)
+            return np.asarray(objects.any(axis=0))
+        array = binary_mask(value)
+        return array.copy() if array.shape == size and not array.any() else Mask(array).rasterize(*size)
     except (TypeError, ValueError) as error:
         raise type(error)(f"mask_image cannot be used. {error}") from error
 
@@ -175,6 +179,14 @@ def check_numbers(**values: Any) -> None:
             raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
+def check_given(**values: Any) -> None:
+    """`check_numbers` where None is no number."""
+    for name, value in values.items():
+        if value is None:
+            raise TypeError(f"{name} must be a number, got None. Leave it out for its default.")
+        check_numbers(**{name: value})
+
+
 def generator_list(generator: Any, rows: int) -> Any:
     """A generator argument: None, one, or a list with one for each result."""
     if isinstance(generator, Sequence) and not isinstance(generator, torch.Generator):
@@ -183,8 +195,10 @@ def generator_list(generator: Any, rows: int) -> Any:
                 f"{len(generator)} generators were given for {rows} results. Pass one, or one for each result."
             )
         generator = list(generator)
+    if generator is None:
+        return None
     for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+        if not isinstance(one, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or a list of them, got {type(one).__name__}.")
     return generator
 
@@ -198,7 +212,7 @@ def check_output_type(output_type: Any) -> str:
 
 def check_strength(strength: Any) -> float:
     """The share of a denoising to run, above 0 and at most 1."""
-    check_numbers(strength=strength)
+    check_given(strength=strength)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
     return strength

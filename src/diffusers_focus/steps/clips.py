@@ -8,8 +8,9 @@ frame, so that results come in the order of the clip. Everything else that is ke
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,7 @@ def follow_clip(
     *,
     device: torch.device | None = None,
     max_new_tokens: int = MAX_NAMES,
+    encode: Callable[[Image.Image], FocusImageEncoding] | None = None,
 ) -> Iterator[FocusClipFrame]:
     """The frames of a clip in their order, each with its objects; one frame is in memory at a time.
 
@@ -129,10 +131,9 @@ def follow_clip(
         clip: read once, or (regions on a later frame than 0) once backwards as well.
         request: from `clip_request`.
         device: where to compute.
+        encode: reads a frame, in place of `encode_image`.
     """
-
-    def encode(image: Image.Image) -> FocusImageEncoding:
-        return encode_image(components, image, device=device)
+    encode = encode or partial(encode_image, components, device=device)
 
     def tracker() -> ClipTracker:
         return ClipTracker(components, settings, request.queries, max_new_tokens=max_new_tokens)

@@ -17,7 +17,7 @@ from ..processing.images import FocusImageProcessor, Placement
 from ..processing.masks import box_mask, dilate, resample_mask
 from ..processing.masks import feather as soften
 from .denoise import encode_latents
-from .encode import Components, FocusImageEncoding, own_images
+from .encode import Components, FocusImageEncoding, LoadedImages, own_images
 
 # Verbs after which an object may take another outline, so that its own mask is too small a place.
 _NEW_OUTLINE = re.compile(
@@ -157,7 +157,9 @@ def composite_edits(
     return results
 
 
-def own_pixels(components: Components, encoding: FocusImageEncoding, images: Sequence[int]) -> list[torch.Tensor]:
+def own_pixels(
+    components: Components, encoding: FocusImageEncoding | LoadedImages, images: Sequence[int]
+) -> list[torch.Tensor]:
     """The images of B edits as they were given: float32 [3, height, width] in [0, 1]."""
     own = own_images(components, encoding)
     return [torch.from_numpy(np.array(own[image])).permute(2, 0, 1).float().div(255) for image in images]

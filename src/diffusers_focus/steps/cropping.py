@@ -6,29 +6,30 @@ their own and pasted back, so that a small object in a large photograph is not e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .composite import own_pixels, relative_radius
-from .editing import EditPlace, EditPrompt
-from .encode import Components, FocusImageEncoding, own_images
+from .editing import EditPrompt
+from .encode import Components, FocusImageEncoding, LoadedImages, own_images
+from .joint_edits import edits_by_picture, unions
 
 CropBox = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the user's image
 
 
 @dataclass
 class Crops:
-    """B edits, each in a part of its image.
+    """P edited pictures, of each the part around its edits.
 
     Args:
-        encoding: of the parts, one an edit.
-        boxes: where each part lies in its image.
+        encoding: of the parts; pictures with the same part of the same image share it.
+        boxes: of each picture, where its part lies in its image.
         prompts: the edits, of the parts.
-        masks: bool [height, width] at the size of its part: where pixels may change.
+        masks: bool [height, width] of each edit at the size of its part: where pixels may change.
     """
 
     encoding: FocusImageEncoding
@@ -69,51 +70,53 @@ def _grown(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
 
 
 def crop_edits(
-    components: Any,
-    encoding: FocusImageEncoding,
+    components: Components,
+    encoding: FocusImageEncoding | LoadedImages,
     prompts: Sequence[EditPrompt],
-    places: Sequence[EditPlace],
+    edit_masks: Sequence[np.ndarray],
     padding: int,
     *,
+    encode: Callable[[list[Image.Image]], FocusImageEncoding],
     feather: float,
     mask_blur: int | None = None,
 ) -> Crops:
-    """Cut out the surroundings of B edits and encode them; one part an edit.
+    """Cut out the surroundings of edits and encode them: of each picture one part, around all of its edits.
 
     Args:
-        components: a pipeline, whose `encode_image` reads the parts.
+        edit_masks: bool [height, width] of each edit.
         padding: see `crop_box`; at least what the soft edge of the edit reaches.
+        encode: reads the parts.
         feather, mask_blur: of the soft edge, see `composite_edits`.
     """
     own, size = own_images(components, encoding), encoding.size
-    boxes, parts, masks = [], [], []
-    for prompt, place in zip(prompts, places, strict=True):
-        reach = relative_radius(feather, *place.edit_mask.shape) if mask_blur is None else mask_blur
-        box = crop_box(place.edit_mask, max(padding, reach), size[1] / size[0])
+    parts: dict[tuple[int, CropBox], int] = {}
+    boxes, of_parts, masks = [], [], []
+    for rows, image, union in zip(edits_by_picture(prompts), *unions(prompts, edit_masks)):
+        reach = relative_radius(feather, *union.shape) if mask_blur is None else mask_blur
+        box = crop_box(union, max(padding, reach), size[1] / size[0])
         left, top, right, bottom = box
         boxes.append(box)
-        parts.append(own[prompt.image].crop(box))
-        masks.append(place.edit_mask[top:bottom, left:right])
-    of_parts = [
-        replace(prompt, image=row, target=None, regions=(), mask=mask)
-        for row, (prompt, mask) in enumerate(zip(prompts, masks, strict=True))
-    ]
-    return Crops(components.encode_image(parts), boxes, of_parts, masks)
+        part = parts.setdefault((image, box), len(parts))
+        for row in rows:
+            mask = edit_masks[row][top:bottom, left:right]
+            masks.append(mask)
+            of_parts.append(replace(prompts[row], image=part, target=None, regions=(), mask=mask))
+    return Crops(encode([own[image].crop(box) for image, box in parts]), boxes, of_parts, masks)
 
 
 def paste_back(
     components: Components,
-    encoding: FocusImageEncoding,
+    encoding: FocusImageEncoding | LoadedImages,
     images: Sequence[int],
     boxes: Sequence[CropBox],
     parts: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """The images of B edits with their edited parts in place: float32 [3, height, width] in [0, 1].
+    """The images of B pictures with their edited parts in place: float32 [3, height, width] in [0, 1].
 
     Args:
         encoding: of the whole images.
-        images: of each edit, its image.
-        boxes: of each edit, where its part lies.
+        images: of each picture, its image.
+        boxes: of each picture, where its part lies.
         parts: float32 [3, bottom - top, right - left] in [0, 1].
     """
     results = own_pixels(components, encoding, images)

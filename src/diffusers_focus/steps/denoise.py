@@ -140,6 +140,25 @@ def guidance_sequences(
     return prompt_embeds, mask_sequence(components, latent_mask, torch.zeros_like(tokens), num_text_tokens, negative)
 
 
+@dataclass(frozen=True)
+class ImagePrompts:
+    """What the UNet's IP-Adapters read, the same for every result.
+
+    Args:
+        embeds: of each adapter [1, pictures, D] or [1, pictures, tokens, D].
+        negative: the same for the unconditional branch.
+    """
+
+    embeds: list[torch.Tensor]
+    negative: list[torch.Tensor]
+
+    def rows(self, count: int, branches: int, guided: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+        """For each adapter the rows of `branches` branches of `count` results; the unconditional one stands first."""
+        signs = [not (guided and branch == 0) for branch in range(branches) for _ in range(count)]
+        pairs = zip(self.embeds, self.negative)
+        return [torch.cat([one if sign else other for sign in signs]).to(dtype) for one, other in pairs]
+
+
 @dataclass
 class Denoiser:
     """The UNet with its guidance branches.
@@ -156,6 +175,7 @@ class Denoiser:
         text_rows: leading rows of the sequence that are words, which mask guidance leaves alone.
         control: ControlNets, whose residuals the UNet adds.
         share: of the denoising that is done, for them.
+        image_prompts: for the UNet's IP-Adapters, which leave ControlNets and the mask's branches alone.
     """
 
     unet: Any
@@ -170,6 +190,7 @@ class Denoiser:
     text_rows: int = 0
     control: Control | None = None
     share: float = 0.0
+    image_prompts: ImagePrompts | None = None
 
     @property
     def guided(self) -> bool:
@@ -208,6 +229,9 @@ class Denoiser:
         control = {}
         if self.control is not None:
             control = self.control.residuals(sample, timestep, sequence, added, self.share)
+        if self.image_prompts is not None:
+            embeds = self.image_prompts.rows(len(latents), count, self.guided, self.unet.dtype)
+            added = {**(added or {}), "image_embeds": embeds}
         sample = torch.cat([sample, torch.cat([condition for condition, _ in branches])], dim=1)
         output = self.unet(
             sample,

@@ -8,7 +8,8 @@ source's own, so only the cells inside are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from ..processing.grids import pixel_grid, semantic_grid
 from ..processing.prompts import EDIT, GENERATE, INTERACTIVE, REFERRING, UNCONDITIONAL
 from ..processing.regions import Point, Scribble, Strokes
 from .arguments import (
+    as_list,
     check_count,
     check_numbers,
+    check_text,
     check_texts,
     edit_mask,
     mask_list,
@@ -30,7 +33,8 @@ from .arguments import (
     token_sampling,
 )
 from .composite import grow_mask, needs_box, place_on_grid, relative_radius
-from .encode import Components, FocusImageEncoding, embed_regions, source_codes, wake
+from .encode import Components, FocusImageEncoding, LoadedImages, embed_regions, source_codes, wake
+from .joint_edits import edits_by_picture, joint_codes
 from .pointing import StrokeMasks
 from .sampling import Generators
 from .segment import FoundObjects, MaskPrompt, can_segment, find_objects, require_masks
@@ -54,6 +58,9 @@ class EditPrompt:
         region_slots: whether the model was trained on edit prompts with region slots. Without, a region is found by the
             interactive task, and the instruction stands alone.
         strokes: what several strokes say about the one object that `regions` then holds.
+        picture: number of the picture that the edit is part of; edits of the same number are applied to one picture, in their
+            order. None is a picture of its own.
+        joint: whether the instruction stood in a list of edits of one picture.
     """
 
     image: int
@@ -63,6 +70,8 @@ class EditPrompt:
     mask: np.ndarray | None = None
     region_slots: bool = False
     strokes: StrokeMasks | None = None
+    picture: int | None = None
+    joint: bool = False
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
@@ -101,17 +110,25 @@ class EditPlace:
 
 def check_place(prompt: Any, target: Any, region: Any) -> None:
     """Raise TypeError or ValueError where instructions are no texts or their place is said in two ways."""
-    check_texts(prompt, "prompt")
-    for text in target if isinstance(target, (list, tuple)) else [target]:
-        if text is not None:
-            check_texts(text, "target")
+    for one in as_list(prompt, "prompt") or [prompt]:
+        check_texts(one, "prompt")
+    for one in as_list(target, "target") or [target]:
+        for text in as_list(one, "target") or [one]:
+            if text is not None:
+                check_text(text, "target")
     if target is not None and region is not None:
         raise ValueError("Both target and region were given; they say the same in two ways. Pass one of them.")
 
 
+def places_given(mask_image: Any) -> bool:
+    """Whether a `mask_image` argument says the place of every edit, so that no model is asked for it."""
+    values = as_list(mask_list(mask_image), "mask_image") or [mask_image]
+    return all(one is not None for value in values for one in (as_list(value, "mask_image") or [value]))
+
+
 def edit_prompts(
     components: Components,
-    encoding: FocusImageEncoding,
+    encoding: FocusImageEncoding | LoadedImages,
     prompt: Any,
     settings: Settings,
     *,
@@ -120,46 +137,94 @@ def edit_prompts(
     mask_image: Any = None,
     masks_may_be_empty: bool = False,
 ) -> list[EditPrompt]:
-    """What a caller wants changed: one edit for each image, or several of a single one.
+    """What a caller wants changed, edit by edit: one picture for each image, or several of a single one.
 
     Args:
         encoding: of single images.
-        prompt: an instruction or a list of them.
-        target, region: what it is about, in words or by pointing; a list has one entry an edit.
-        mask_image: exactly the pixels that may change, at the size of the image; a list has one entry an edit.
-        masks_may_be_empty: whether a mask without any pixel means that nothing was found; otherwise it is refused.
+        prompt: an instruction, or a list with an entry a picture; an entry that is a list itself holds the edits of one picture.
+        target, region: what it is about, in words or by pointing; a list has one entry a picture, nested as `prompt` is.
+        mask_image: exactly the pixels that may change, at the size of the image; a list likewise.
+        masks_may_be_empty: whether masks without any pixel may be all there is, and mean that nothing was found. Otherwise only
+            some of several edits may have one; they change nothing.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or a place that only a mask decoder can find where there is none.
     """
     check_place(prompt, target, region)
-    mask_image = mask_list(mask_image)
-    count, given = spread(len(encoding), prompt=prompt, target=target, region=region, mask_image=mask_image)
+    places = {"target": target, "region": region, "mask_image": mask_list(mask_image)}
+    count, given = spread(len(encoding), prompt=prompt, **places)
+    if isinstance(prompt, (list, tuple)) and len(prompt) == 1 < count and count != len(encoding):
+        _check_nesting(prompt[0], count)
     prompts = []
     for row in range(count):
         index = row if len(encoding) == count else 0
-        size = encoding.original_sizes[index]
-        target, region = given["target"][row], given["region"][row]
-        pointed = pointed_regions(region)
-        regions = tuple(one.rasterize(*size) for one in pointed)
-        mask = edit_mask(given["mask_image"][row], size, may_be_empty=masks_may_be_empty)
-        if mask is None and not can_segment(components, settings):
-            if target is not None or any(isinstance(one, (Point, Scribble, Strokes)) for one in pointed):
-                require_masks(components, settings, "finding the place of an edit from words, a point or a scribble")
-            # Nothing can say what lies in a box, so the box itself is the place.
-            mask = np.logical_or.reduce(regions) if regions else None
-        prompts.append(
-            EditPrompt(
-                image=index,
-                instruction=given["prompt"][row],
-                target=target,
-                regions=regions,
-                mask=mask,
-                region_slots=settings.edit_regions_trained,
-                strokes=StrokeMasks.of(pointed, size),
-            )
+        entry = given["prompt"][row]
+        joint = isinstance(entry, (list, tuple))
+        edits = [{"prompt": entry, **{name: given[name][row] for name in places}}]
+        if joint:
+            edits = _one_each(entry, **{name: given[name][row] for name in places})
+        for edit in edits:
+            one = _edit_prompt(components, encoding.original_sizes[index], settings, **edit)
+            prompts.append(replace(one, image=index, picture=row, joint=joint))
+    if not masks_may_be_empty and all(one.mask is not None and not one.mask.any() for one in prompts):
+        raise ValueError(
+            "mask_image is empty: not a single pixel may change. Mark at least one pixel, or leave mask_image out."
         )
     return prompts
+
+
+def _check_nesting(entry: Any, count: int) -> None:
+    """Raise ValueError where several edits of one picture come with a flat list, which means a list of pictures."""
+    if isinstance(entry, (list, tuple)):
+        raise ValueError(
+            f"prompt holds {len(entry)} edits of one picture, but target, region or mask_image has {count} entries, one a picture. "
+            "Nest them as prompt is: [[first, second]]."
+        )
+
+
+def _one_each(texts: Sequence[str], **places: Any) -> list[dict[str, Any]]:
+    """The arguments of each edit of one picture; a single value serves all of them."""
+    edits: list[dict[str, Any]] = [{"prompt": text} for text in texts]
+    for name, value in places.items():
+        value = mask_list(value) if name == "mask_image" else value
+        values = as_list(value, name) or [value] * len(edits)
+        if len(values) != len(edits):
+            raise ValueError(
+                f"{name} has {len(values)} entries for the {len(edits)} edits of one picture. Pass one for each, or a single one."
+            )
+        for edit, one in zip(edits, values):
+            edit[name] = one
+    return edits
+
+
+def _edit_prompt(
+    components: Components,
+    size: tuple[int, int],
+    settings: Settings,
+    *,
+    prompt: str,
+    target: Any,
+    region: Any,
+    mask_image: Any,
+) -> EditPrompt:
+    """One edit of an image of `size`."""
+    pointed = pointed_regions(region)
+    regions = tuple(one.rasterize(*size) for one in pointed)
+    mask = edit_mask(mask_image, size)
+    if mask is None and not can_segment(components, settings):
+        if target is not None or any(isinstance(one, (Point, Scribble, Strokes)) for one in pointed):
+            require_masks(components, settings, "finding the place of an edit from words, a point or a scribble")
+        # Nothing can say what lies in a box, so the box itself is the place.
+        mask = np.logical_or.reduce(regions) if regions else None
+    return EditPrompt(
+        image=0,
+        instruction=prompt,
+        target=target,
+        regions=regions,
+        mask=mask,
+        region_slots=settings.edit_regions_trained,
+        strokes=StrokeMasks.of(pointed, size),
+    )
 
 
 def edit_place(
@@ -199,13 +264,17 @@ def edit_place(
 
 def edit_places(
     components: Components,
-    encoding: FocusImageEncoding,
+    encoding: FocusImageEncoding | LoadedImages,
     prompts: Sequence[EditPrompt],
     settings: Settings,
     *,
     mask_dilation: int | None = None,
 ) -> list[EditPlace]:
-    """Where B edits take place; one reading of the language model for all whose place is not given."""
+    """Where B edits take place; one reading of the language model for all whose place is not given.
+
+    Args:
+        encoding: of single images; where every place is given, they need not be encoded.
+    """
     if mask_dilation is not None:
         check_count(mask_dilation, "mask_dilation", least=0)
     everywhere = {one.image: np.ones(encoding.original_sizes[one.image], dtype=bool) for one in prompts}
@@ -218,7 +287,10 @@ def edit_places(
             for one in prompts
         ]
     asked = [(row, one.where) for row, one in enumerate(prompts) if one.where is not None]
-    answers = find_objects(components, encoding, [where for _, where in asked], settings) if asked else []
+    answers = []
+    if asked:
+        assert isinstance(encoding, FocusImageEncoding)
+        answers = find_objects(components, encoding, [where for _, where in asked], settings)
     found = {row: answer for (row, _), answer in zip(asked, answers)}
     places = []
     for row, one in enumerate(prompts):
@@ -229,13 +301,14 @@ def edit_places(
             dilation=settings.mask_dilation,
             mask_dilation=mask_dilation,
         )
-        if not place.edit_mask.any():
+        if not place.edit_mask.any() and one.mask is None:
             if settings.edit_without_mask and one.target is None and not one.regions:
                 place.edit_mask = everywhere[one.image]
             else:
+                text = one.target or one.instruction
                 logger.warning(
-                    f"Nothing in the image was found for {(one.target or one.instruction)!r}; it is returned unchanged. Point "
-                    "at the object with region=..., or pass mask_image."
+                    f"Nothing in the image was found for {text if len(text) <= 80 else text[:77] + '...'!r}; it is returned "
+                    "unchanged. Point at the object with region=..., or pass mask_image."
                 )
         places.append(place)
     return places
@@ -301,14 +374,43 @@ def edit_codes(
     generator: Generators = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes of B edited images: semantic int64 [B, hs, ws] and pixel int64 [B, hp, wp].
+    """The codes of B edited pictures: semantic int64 [B, hs, ws] and pixel int64 [B, hp, wp].
 
     Args:
+        prompts: their edits; several of one picture as `joint_edits` says.
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
-        negative: from `negative_prompts`.
-        guidance_scale, semantic, pixel, generator: see `write_codes`.
+        negative: from `negative_prompts`, one a picture.
+        guidance_scale, semantic, pixel: see `write_codes`.
+        generator: likewise; a list has one a picture.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
+    write = partial(
+        _write_edits,
+        components,
+        guidance_scale=guidance_scale,
+        semantic=semantic,
+        pixel=pixel,
+        start_tokens=start_tokens,
+    )
+    if len(edits_by_picture(prompts)) == len(prompts):
+        return write(encoding, prompts, edit_masks, negative=negative, generator=generator)
+    return joint_codes(write, components, encoding, prompts, edit_masks, negative=negative, generator=generator)
+
+
+def _write_edits(
+    components: Components,
+    encoding: FocusImageEncoding,
+    prompts: Sequence[EditPrompt],
+    edit_masks: Sequence[np.ndarray],
+    *,
+    negative: Sequence[str] | None,
+    guidance_scale: float,
+    semantic: TokenSampling,
+    pixel: TokenSampling,
+    generator: Generators,
+    start_tokens: Callable[[int], Callable[[], bool]] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`edit_codes` of edits that are a picture each."""
     context = FocusContext.of(components)
     size = encoding.size
     regions = [(prompt.image, region) for prompt in prompts for region in prompt.slots]

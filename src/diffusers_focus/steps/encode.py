@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from PIL import Image
 from ..models.mask_decoder import FocusMaskDecoder, FocusPixelFeatures
 from ..models.vision_encoder import FocusVisionEncoder, FocusVisionOutput
 from ..models.visual_tokenizer import FocusVisualTokenizer
-from ..processing.images import FocusImageInputs, FocusImageProcessor, Placement, load_image_any
+from ..processing.images import FocusImageInputs, FocusImageProcessor, Placement, load_image_any, nest_images
 
 if TYPE_CHECKING:
     from .sequence import PrefixCache
@@ -127,16 +127,42 @@ def encode_image(components: Components, image: Any, *, device: torch.device | N
     own_device, dtype = _weights_of(components.vision_encoder)
     inputs = components.image_processor.preprocess(image)
     encoding = encode_inputs(components, inputs.to(device=device or own_device, dtype=dtype))
-    encoding.images = tuple(load_image_any(one) for one in _flatten(image))
+    encoding.images = tuple(load_image_any(one) for group in nest_images(image) for one in group)
     return encoding
 
 
-def _flatten(image: Any) -> list[Any]:
-    if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
-        return list(image)
-    if not isinstance(image, (list, tuple)):
-        return [image]
-    return [one for group in image for one in (group if isinstance(group, (list, tuple)) else [group])]
+@dataclass(frozen=True)
+class LoadedImages:
+    """Images that nothing has been asked of yet: enough for an edit with a given mask until its surroundings are cut out.
+
+    Args:
+        images: upright RGB of 8 bits a channel.
+        counts: images of each prompt.
+        size: (height, width), the token resolution that encoding them would have.
+    """
+
+    images: tuple[Image.Image, ...]
+    counts: tuple[int, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def original_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image as given."""
+        return tuple((image.height, image.width) for image in self.images)
+
+
+ImagesT = TypeVar("ImagesT", FocusImageEncoding, LoadedImages)
+
+
+def load_images(components: Components, image: Any) -> LoadedImages:
+    """Read images as `encode_image` does, without encoding them."""
+    nested = nest_images(image)
+    images = tuple(load_image_any(one) for group in nested for one in group)
+    size = components.image_processor.batch_resolution([(one.height, one.width) for one in images])
+    return LoadedImages(images, tuple(len(group) for group in nested), size)
 
 
 def encode_tensors(
@@ -174,9 +200,9 @@ def encode_inputs(
     return FocusImageEncoding(inputs, vision)
 
 
-def own_images(components: Components, encoding: FocusImageEncoding) -> tuple[Image.Image, ...]:
+def own_images(components: Components, encoding: FocusImageEncoding | LoadedImages) -> tuple[Image.Image, ...]:
     """The images as they were given; of an encoding made from tensors, what its canvases show at the images' size."""
-    if not encoding.images:
+    if isinstance(encoding, FocusImageEncoding) and not encoding.images:
         processor = components.image_processor
         canvases = processor.postprocess(encoding.inputs.pixel_values, "pil")
         places = encoding.inputs.placements
@@ -184,8 +210,8 @@ def own_images(components: Components, encoding: FocusImageEncoding) -> tuple[Im
     return encoding.images
 
 
-def single_images(encoding: FocusImageEncoding, what: str) -> FocusImageEncoding:
-    """The encoding itself; raises ValueError where a prompt has several images."""
+def single_images(encoding: ImagesT, what: str) -> ImagesT:
+    """The images themselves; raises ValueError where a prompt has several images."""
     if any(number != 1 for number in encoding.counts):
         raise ValueError(
             f"{what} takes one image per prompt, got {encoding.counts} images. Pass a flat list of images."
