@@ -1,7 +1,7 @@
 """FOCUS's progressive stages as frozen recipes: what is trained, what is frozen, losses, rates, lengths (paper section 3).
 
-`STAGES` are the runs that make focus-tiny, in order; stage 3 takes an hour and a half on two cores (in parts, as it may be
-stopped at any time), the others less than one. `PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it
+`STAGES` are the runs that make focus-tiny, in order; 3 takes an hour and a half on two cores and 3-all two hours on one (in
+parts, as they may be stopped at any time), the others less than one. `PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it
 states them. What differs at tiny size and why: docs/design.md.
 """
 
@@ -167,7 +167,7 @@ STAGES: dict[str, StageRecipe] = {
             name="3-all",
             objective="language",
             groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4)),
-            steps=1000,
+            steps=2400,
             batch_size=4,
             decay_fraction=0.6,
             warmup_steps=30,
