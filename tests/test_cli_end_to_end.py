@@ -113,7 +113,7 @@ def test_a_conversation_goes_on_from_the_standard_input(scene, loaded, monkeypat
     click = f"{scene[1]['scene']['objects'][-1]['cx'] * 128:.0f},{scene[1]['scene']['objects'][-1]['cy'] * 128:.0f}"
     assert status("ask", scene[0], "what is this?", "--point", click, "--chat", "--pipeline", PIPELINE) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and all(lines) and lines[1] in ("one", "two", "three", "four", "five")
+    assert len(lines) == 3 and all(lines)  # an answer each; of the world's own questions none has a history
     assert status("ask", scene[0], "--also", scene[0], "--temperature", 1, "--seed", 3, "--pipeline", PIPELINE) == 0
     assert capsys.readouterr().out.strip()
 
@@ -174,7 +174,7 @@ def test_generate_is_the_same_for_the_same_seed(tmp_path):
 
 def test_eval_writes_what_it_measured(tmp_path):
     target = tmp_path / "metrics.json"
-    argv = ["eval", "--count", 4, "--tasks", "referring", "click", "questions", "-o", target, "--pipeline", PIPELINE]
+    argv = ["eval", "--count", 2, "--tasks", "referring", "click", "questions", "-o", target, "--pipeline", PIPELINE]
     assert status(*argv) == 0
     found = json.loads(target.read_text())
     assert set(found["groups"]) == {"in", "held_out"} and found["pipeline"] == "focus-tiny"
@@ -186,7 +186,7 @@ def test_eval_writes_what_it_measured(tmp_path):
 def test_eval_of_edits(tmp_path):
     needs_decoder()
     target = tmp_path / "metrics.json"
-    argv = ["eval", "--count", 4, "--groups", "in", "--tasks", "edits", "-o", target, "--pipeline", PIPELINE]
+    argv = ["eval", "--count", 1, "--groups", "in", "--tasks", "edits", "-o", target, "--pipeline", PIPELINE]
     assert status(*argv) == 0
     assert set(json.loads(target.read_text())["groups"]["in"]["edits"]) >= {"composited", "raw", "kinds"}
 

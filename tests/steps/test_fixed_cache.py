@@ -103,6 +103,7 @@ def test_a_prefix_is_left_as_it_was(here):
     assert all(torch.equal(a, b) for a, b in zip(before, [t for layer in here.prefix.layers for t in layer]))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # torch's compiler alone takes seconds to import
 @torch.no_grad()
 def test_a_compiled_model_compiles_a_token_and_the_end_of_a_row_and_nothing_else(here):
