@@ -16,8 +16,6 @@ from .checkpoints.command import add_conversions
 DEFAULT_PIPELINE = Path("pipelines") / "focus-tiny"
 USER_ERROR = 2
 DEMO_SEED = 1_000_003  # of the scene in the README; training draws from the seeds below 1,000,000
-    1_000_003  # training draws its scenes from the seeds below 1,000,000; this is the scene of the README's picture
-)
 
 
 class _Parser(argparse.ArgumentParser):
