@@ -112,6 +112,7 @@ def test_the_command_line_converts_both_ways(disk, tmp_path, capsys):
     assert (tmp_path / "back" / "decoder" / "vae" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_was_converted_goes_to_the_hub(disk, tmp_path):
     """In a process of its own, with the real client; all of the folder arrives, in a private repository."""
     given = ["--tokenizer", str(disk.tokenizer), "--language-model", str(disk.language_model)]

@@ -71,7 +71,7 @@ def loaded():
     return []
 
 
-@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("draws", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_commands(draws, page, place, root, loaded, monkeypatch, capsys):
     if not (root / "pipelines" / "focus-tiny" / "model_index.json").is_file():
         pytest.skip("pipelines/focus-tiny is not published yet")

@@ -78,6 +78,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert {row["samples"] for row in rows} == {"2"}  # half of the batch
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused():
     assert share_of(RECIPE) == RECIPE
     script = (
