@@ -115,13 +115,13 @@ def _snapped(components: Any, features: torch.Tensor) -> torch.Tensor:
 def train(name: str, seed: int, folder: Path, steps: int) -> Any:
     """Run an arm to its last step and return its components."""
     from diffusers_focus.training.language import LanguageObjective
-    from diffusers_focus.training.stages import get_stage
+    from diffusers_focus.training.stages import LESSONS, get_stage
     from diffusers_focus.training.trainer import Trainer
 
     arm = ARMS[name]
     components = build(arm, seed)
     stage = get_stage("3")
-    options = {"mixture": {**MIXTURE, "question_kinds": _lessons(), **dict(arm.mixture)}}
+    options = {"mixture": {**MIXTURE, "question_kinds": LESSONS, **dict(arm.mixture)}}
     options |= {"match_scale": True, "initialize_codes": True, "masks_every": 2}
     recipe = replace(
         stage,
@@ -138,29 +138,18 @@ def train(name: str, seed: int, folder: Path, steps: int) -> Any:
     return components
 
 
-def _lessons() -> tuple[str, ...]:
-    from diffusers_focus.training.stages import LESSONS
-
-    return LESSONS
-
-
 def measure(components: Any, count: int, measured: tuple[str, ...]) -> dict[str, Any]:
     """What `diffusers-focus eval` says of a run, on new scenes."""
-    from diffusers_focus import FocusSegmentEditPipeline, FocusUnderstandPipeline
+    from diffusers_focus import FocusPipeline
     from diffusers_focus.evaluation.run import evaluate
 
     for part in vars(components).values():
         if isinstance(part, torch.nn.Module):
             part.eval()
-    parts = vars(components)
-    sees = FocusSegmentEditPipeline(
-        **parts, mask_conditioner=None, unet=None, vae=None, scheduler=None, images_trained=False, classes_trained=False
-    )
-    names = ("vision_encoder", "language_model", "lm_tokenizer", "visual_tokenizer", "image_processor")
-    asks = FocusUnderstandPipeline(**{name: parts[name] for name in names})
-    sees.understand = asks.understand
-    sees.set_progress_bar_config(disable=True)
-    return evaluate(sees, count, ["in"], TASKS if "codes" in measured else TASKS[:2])
+    nothing = dict.fromkeys(("mask_conditioner", "unet", "vae", "scheduler"))
+    pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False)
+    pipe.set_progress_bar_config(disable=True)
+    return evaluate(pipe, count, ["in"], TASKS if "codes" in measured else TASKS[:2])
 
 
 def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_focus import cli
+from diffusers_focus import Point, cli
 from diffusers_focus.data.coco_masks import decode_rle
 from diffusers_focus.data.regions_sampling import dilate
 
@@ -113,7 +113,14 @@ def test_a_conversation_goes_on_from_the_standard_input(scene, loaded, monkeypat
     click = f"{scene[1]['scene']['objects'][-1]['cx'] * 128:.0f},{scene[1]['scene']['objects'][-1]['cy'] * 128:.0f}"
     assert status("ask", scene[0], "what is this?", "--point", click, "--chat", "--pipeline", PIPELINE) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and all(lines)  # an answer each; of the world's own questions none has a history
+    assert len(lines) == 3 and all(lines)
+    # Each answer is that to a conversation of all before it.
+    said, seen = [], loaded.encode_image(Image.open(scene[0]).convert("RGB"))
+    region = Point(*map(float, click.split(",")))
+    for question, line in zip(("what is this?", "how many objects are there?", "describe the image"), lines):
+        said.append({"role": "user", "content": question, **({} if said else {"region": region})})
+        assert loaded.understand(seen, [*said]).text[0] == line
+        said.append({"role": "assistant", "content": line})
     assert status("ask", scene[0], "--also", scene[0], "--temperature", 1, "--seed", 3, "--pipeline", PIPELINE) == 0
     assert capsys.readouterr().out.strip()
 

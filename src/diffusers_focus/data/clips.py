@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..processing.index_maps import index_map_of, save_index_map
+from .files import replace_file
 from .folders import SAMPLES_FILE, write_records
 from .language import Edit, Referral, reasoning_expressions, referring_expressions
 from .world import Rendered, Scene, WorldObject, render, sample_scene, with_twin
@@ -228,7 +229,7 @@ def write_clip(root: str | os.PathLike, clip: Clip, size: int = 128, split: str 
         folder.mkdir(parents=True, exist_ok=True)
     for index, drawn in enumerate(clip.renders(size)):
         file = f"{index:05d}.png"
-        _replace(frames / file, lambda path, image=drawn.image: Image.fromarray(image).save(path, format="PNG"))
+        replace_file(frames / file, lambda path, image=drawn.image: Image.fromarray(image).save(path, format="PNG"))
         save_index_map(maps / file, index_map_of(drawn.masks))
     referrals = clip_expressions(clip, np.random.default_rng(clip.seed), clip.spec.held_out != "exclude")
     truth = {
@@ -239,7 +240,7 @@ def write_clip(root: str | os.PathLike, clip: Clip, size: int = 128, split: str 
         "expressions": [asdict(referral) for referral in referrals],
     }
     text = json.dumps(truth, indent=2) + "\n"
-    _replace(root / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(root / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
     _add_lines(root, name, listing, [_record(root, frames, maps, clip, referral) for referral in referrals])
     return frames
 
@@ -262,18 +263,8 @@ def _add_lines(root: Path, name: str, listing: Path, records: list[dict]) -> Non
     """Put a clip into the list of clips and its samples among the samples, in place of those it had."""
     known = listing.read_text(encoding="utf-8").split() if listing.is_file() else []
     names = "".join(f"{one}\n" for one in dict.fromkeys([*known, name]))
-    _replace(listing, lambda path: path.write_text(names, encoding="utf-8"))
+    replace_file(listing, lambda path: path.write_text(names, encoding="utf-8"))
     samples = root / SAMPLES_FILE
     lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
     kept = [record for record in map(json.loads, lines) if not record["key"].startswith(f"{name}/")]
     write_records(samples, [*kept, *records])
-
-
-def _replace(path: Path, write) -> None:
-    """Let `write` fill a file that appears under its name only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ which order, or by how many processes.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.files import SampleFiles
+from ..data.files import SampleFiles, replace_file
 from .gallery import Strip, write_sheet
 from .picture_scores import Drawn, Measures, picture_row
 
@@ -127,12 +126,7 @@ class Drawing:
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         path = self.place / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, write)
 
 
 def painted_region(files: SampleFiles, name: str, size: tuple[int, int]) -> np.ndarray:
