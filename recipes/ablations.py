@@ -4,13 +4,13 @@ Command:   python recipes/ablations.py                          (every arm and s
            python recipes/ablations.py --arms base one-scale --seeds 0
            python recipes/ablations.py --table
 Hardware:  one CPU core a run; two processes with other --arms may share the folder. A stopped run goes on where it was.
-Hours:     about a quarter of one for each of the 21 runs, and three minutes to measure it.
+Hours:     about a quarter of one for each of the 21 trained runs, and three minutes to measure it.
 
 Every run begins with the published encoders, visual tokenizer and mask decoder, and a language model and adapters that know
 nothing, and learns words, masks and visual tokens together (the joint objective of stage 3) for the same number of steps on the
 same pictures. What is compared is what the language model makes of its input, not how far a quarter of an hour goes: nothing here
-is near the published weights. Measured on new scenes by the tasks of `diffusers-focus eval`: words ("referring"), clicks,
-questions, and the loss of the visual tokens of edits ("codes"). Paper: FOCUS (arXiv 2506.16806), its ablations of adapter scales,
+is near the published weights. Measured on new scenes by the tasks of `diffusers-focus eval` (`FIGURES` names them), down to the
+loss of the visual tokens of edits ("codes"). Paper: FOCUS (arXiv 2506.16806), its ablations of adapter scales,
 of continuous against discrete input and of progressive resolution; names before masks and the joint objective are its claims.
 Results: recipes/ablations/results.json, docs/design.md ("Ablations").
 """
@@ -36,17 +36,23 @@ MIXTURE = {
     "referring": 2,
     "generalized": 1,
     "regions": 1,
+    "classes": 1,
+    "strokes": 0.3,
+    "explained": 0.3,
     "edits": 1.0,
     "wordings": 2,
     "history_noise": 0.7,
 }
-TASKS = ("referring", "click", "questions", "codes")
 FIGURES = {
     "words": ("referring", "mIoU"),
+    "indirect": ("reasoning", "mIoU"),
+    "none, one, many": ("generalized", "gIoU"),
+    "lists": ("classes", "AP50"),
     "clicks": ("click", "mIoU"),
     "questions": ("questions", "exact_match"),
     "codes": ("codes", "nats_true"),
 }
+SEEN = tuple(FIGURES)[:-2]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Arm:
         mixture: prompts, in place of those of `MIXTURE`.
         discrete: whether the language model reads the pixel tokens quantised, as it writes them.
         small: share of the steps that see pictures of half the size.
+        steps: in place of those of every run.
         measured: the figures that mean something.
     """
 
@@ -67,6 +74,7 @@ class Arm:
     mixture: tuple[tuple[str, Any], ...] = ()
     discrete: bool = False
     small: float = 0.0
+    steps: int | None = None
     measured: tuple[str, ...] = tuple(FIGURES)
 
 
@@ -78,10 +86,11 @@ ARMS = {
     "masks-alone": Arm(
         "segmentation alone: no questions, no edits",
         mixture=(("questions", 0), ("edits", 0.0)),
-        measured=("words", "clicks"),
+        measured=SEEN,
     ),
     "discrete": Arm("quantised pixel tokens as input", discrete=True),
     "progressive": Arm("half of the steps at 64 px", small=0.5),
+    "untrained": Arm("no step at all", steps=0),
 }
 
 
@@ -130,7 +139,7 @@ def train(name: str, seed: int, folder: Path, steps: int) -> Any:
         seed=1000 + seed,
     )
     small = int(arm.small * steps)
-    parts = [("small", small, {"size": 64})] * bool(small) + [("large", steps - small, {})]
+    parts = [("small", small, {"size": 64})] * bool(small) + [("large", steps - small, {})] * bool(steps)
     for number, (part, count, more) in enumerate(parts):
         began = {} if number == 0 else {"match_scale": False, "initialize_codes": False}
         here = replace(recipe, steps=count, options={**options, **more, **began})
@@ -149,7 +158,7 @@ def measure(components: Any, count: int, measured: tuple[str, ...]) -> dict[str,
     nothing = dict.fromkeys(("mask_conditioner", "unet", "vae", "scheduler"))
     pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False)
     pipe.set_progress_bar_config(disable=True)
-    return evaluate(pipe, count, ["in"], TASKS if "codes" in measured else TASKS[:2])
+    return evaluate(pipe, count, ["in"], [FIGURES[title][0] for title in measured])
 
 
 def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
@@ -193,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--steps", type=int, default=450, metavar="N", help="of every run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of every run (default: %(default)s)")
     parser.add_argument(
         "--count", type=int, default=200, metavar="N", help="scenes to measure on (default: %(default)s)"
     )
@@ -206,9 +215,10 @@ def main() -> None:
         done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
         for seed in options.seeds:
             for name in options.arms:
-                if done.get(f"{name}-{seed}", {}).get("steps") != options.steps:
-                    components = train(name, seed, Path(options.runs) / f"{name}-{seed}", options.steps)
-                    record(name, seed, measure(components, options.count, ARMS[name].measured), options.steps)
+                steps = options.steps if ARMS[name].steps is None else ARMS[name].steps
+                if done.get(f"{name}-{seed}", {}).get("steps") != steps:
+                    components = train(name, seed, Path(options.runs) / f"{name}-{seed}", steps)
+                    record(name, seed, measure(components, options.count, ARMS[name].measured), steps)
     print(table())
 
 
