@@ -75,8 +75,12 @@ class EditPrompt:
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
-        """The regions that stand in the edit prompt itself."""
+        """The regions that stand in the edit prompt that finds the place."""
         return self.regions if self.region_slots else ()
+
+    def shown(self, edit_mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The region that stands in the prompt that writes: where pixels may change. The whole picture is no place."""
+        return (edit_mask,) if self.region_slots and edit_mask.any() and not edit_mask.all() else ()
 
     @property
     def asks_edit(self) -> bool:
@@ -238,8 +242,8 @@ def edit_place(
     """The masks of an edit.
 
     A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
-    model says of an edit prompt, if it was trained to; failing that, the objects' mask grown by `dilation` (a share of the shorter
-    side), and its bounding box for an instruction after which the object may have another outline.
+    model says of an edit prompt, if it was trained to, failing that the objects' mask, and its bounding box for an instruction after
+    which the object may have another outline; either is grown by `dilation` (a share of the shorter side).
 
     Args:
         found: the answer to `prompt.where`.
@@ -251,14 +255,12 @@ def edit_place(
         mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
         return EditPlace(prompt.mask[None], mask)
     assert found is not None
-    referred = found.masks.any(axis=0)
+    mask, boxed = found.masks.any(axis=0), needs_box(prompt.instruction)
     if edit_masks_trained and prompt.asks_edit and found.edit_mask.any():
-        mask = found.edit_mask if not mask_dilation else grow_mask(found.edit_mask, mask_dilation)
-    elif not referred.any():
-        mask = referred
-    else:
-        radius = relative_radius(dilation, *referred.shape) if mask_dilation is None else mask_dilation
-        mask = grow_mask(referred, radius, boxed=needs_box(prompt.instruction))
+        mask, boxed = found.edit_mask, False
+    if mask.any():
+        radius = relative_radius(dilation, *mask.shape) if mask_dilation is None else mask_dilation
+        mask = grow_mask(mask, radius, boxed=boxed)
     return EditPlace(found.masks, mask)
 
 
@@ -413,7 +415,8 @@ def _write_edits(
     """`edit_codes` of edits that are a picture each."""
     context = FocusContext.of(components)
     size = encoding.size
-    regions = [(prompt.image, region) for prompt in prompts for region in prompt.slots]
+    shown = [prompt.shown(mask) for prompt, mask in zip(prompts, edit_masks)]
+    regions = [(prompt.image, region) for prompt, slots in zip(prompts, shown) for region in slots]
     region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
     own = source_codes(components, encoding)
     grammar = VisualTokenGrammar(context.vocabulary, tuple(own[0].shape[-2:]), tuple(own[1].shape[-2:]))
@@ -431,9 +434,9 @@ def _write_edits(
     rows = [
         suffix_row(
             context,
-            context.style.suffix(EDIT, text=prompt.instruction, num_regions=len(prompt.slots), height_width=size),
+            context.style.suffix(EDIT, text=prompt.instruction, num_regions=len(slots), height_width=size),
         )
-        for prompt in prompts
+        for prompt, slots in zip(prompts, shown)
     ]
     if negative is None:
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)
