@@ -18,7 +18,7 @@ from ..data.language import EDIT_KINDS, Edit, edit_support, sample_edit
 from ..data.world import Scene, render
 from ..processing.masks import resample_mask
 from ..processing.prompts import EDIT, build_answer
-from ..steps.encode import embed_regions, source_codes
+from ..steps.encode import source_codes
 from ..steps.sequence import FocusContext, batch_rows, encode_prefix, run_suffixes, suffix_row
 from ..steps.visual_tokens import fed_positions
 from .tasks import Batch, figure, kinds_of, scene_rng
@@ -72,22 +72,16 @@ def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> li
     device = before.device
     table = pipe.visual_tokenizer.pixel_quantizer.lookup(torch.arange(stop - first, device=device)).float()
     prefix = encode_prefix(pipe, context, encoding, task=EDIT)
-    rows, wanted, places, regions = [], [], [], []
-    shown = bool(pipe.config.edit_regions_trained)
+    rows, wanted, places = [], [], []
     for number, edit in enumerate(edits):
-        place = edit_support(scene, edit, size, dilation=1)
-        slots = [place] if shown else []
-        regions += slots * len(HISTORIES)
-        change = torch.from_numpy(place).float()[None, None].to(device)
+        change = torch.from_numpy(edit_support(scene, edit, size, dilation=1)).float()[None, None].to(device)
         inside = [resample_mask(change, tuple(level.shape[-2:]), "any")[0, 0] > 0 for level in own]
         codes = [torch.where(here, new[number], old[0]) for here, new, old in zip(inside, truths, own, strict=True)]
         true = vocabulary.image_ids(*codes, with_tag=False)
         nothing = vocabulary.image_ids(*(torch.zeros_like(code) for code in codes), with_tag=False)
         written = vocabulary.image_ids(*(here.long() for here in inside), with_tag=False) != nothing
         read = fed_positions(written).nonzero()[:, 0]
-        parts = context.style.suffix(
-            EDIT, text=edit.instruction, num_regions=len(slots), height_width=(size, size), answer=build_answer(EDIT)
-        )
+        parts = context.style.suffix(EDIT, text=edit.instruction, height_width=(size, size), answer=build_answer(EDIT))
         for history in HISTORIES:
             ids = true if history == "true" else torch.where(written, before, true)
             rows.append(
@@ -101,8 +95,7 @@ def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> li
             )
         wanted.append(true[read])
         places.append(written[read] & (true[read] >= first))
-    tokens = embed_regions(pipe, encoding, [0] * len(regions), regions)
-    suffixes = batch_rows(pipe, rows, region_tokens=tokens, pad="right")
+    suffixes = batch_rows(pipe, rows, pad="right")
     hidden, _, _ = run_suffixes(pipe, prefix, torch.zeros(len(rows), dtype=torch.long), suffixes)
     records = []
     for number, edit in enumerate(edits):

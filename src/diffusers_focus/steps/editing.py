@@ -75,12 +75,8 @@ class EditPrompt:
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
-        """The regions that stand in the edit prompt that finds the place."""
+        """The regions that stand in the edit prompt itself."""
         return self.regions if self.region_slots else ()
-
-    def shown(self, edit_mask: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The region that stands in the prompt that writes: where pixels may change. The whole picture is no place."""
-        return (edit_mask,) if self.region_slots and edit_mask.any() and not edit_mask.all() else ()
 
     @property
     def asks_edit(self) -> bool:
@@ -242,8 +238,8 @@ def edit_place(
     """The masks of an edit.
 
     A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
-    model says of an edit prompt, if it was trained to, failing that the objects' mask, and its bounding box for an instruction after
-    which the object may have another outline; either is grown by `dilation` (a share of the shorter side).
+    model says of an edit prompt, if it was trained to; failing that, the objects' mask, or its bounding box for an instruction
+    after which the object may have another outline. Either is grown by `dilation` (a share of the shorter side).
 
     Args:
         found: the answer to `prompt.where`.
@@ -415,8 +411,7 @@ def _write_edits(
     """`edit_codes` of edits that are a picture each."""
     context = FocusContext.of(components)
     size = encoding.size
-    shown = [prompt.shown(mask) for prompt, mask in zip(prompts, edit_masks)]
-    regions = [(prompt.image, region) for prompt, slots in zip(prompts, shown) for region in slots]
+    regions = [(prompt.image, region) for prompt in prompts for region in prompt.slots]
     region_tokens = embed_regions(components, encoding, [image for image, _ in regions], [mask for _, mask in regions])
     own = source_codes(components, encoding)
     grammar = VisualTokenGrammar(context.vocabulary, tuple(own[0].shape[-2:]), tuple(own[1].shape[-2:]))
@@ -434,9 +429,9 @@ def _write_edits(
     rows = [
         suffix_row(
             context,
-            context.style.suffix(EDIT, text=prompt.instruction, num_regions=len(slots), height_width=size),
+            context.style.suffix(EDIT, text=prompt.instruction, num_regions=len(prompt.slots), height_width=size),
         )
-        for prompt, slots in zip(prompts, shown)
+        for prompt in prompts
     ]
     if negative is None:
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)

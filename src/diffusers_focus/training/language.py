@@ -8,7 +8,6 @@ learned from every prompt while words are learned from the selection.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -155,10 +154,6 @@ class LanguageObjective:
 
     def draw_edit(self, scene: Scene, rng: np.random.Generator) -> Edit:
         """An edit of a scene to learn from."""
-        kinds = self.mixture.edit_kinds
-        if kinds:
-            with contextlib.suppress(ValueError):  # a scene that allows no edit of the kind drawn is edited otherwise
-                return sample_edit(scene, rng, [kinds[int(rng.integers(len(kinds)))]])
         return sample_edit(scene, rng)
 
     def loss(self, batch: LanguageBatch | Sequence[LanguageBatch], step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -187,7 +182,7 @@ class LanguageObjective:
         if batch.masked:
             self._masks(batch, encoding, prefix, regions, terms, figures)
         if batch.codes:
-            self._codes(batch, encoding, prefix, regions, terms, figures)
+            self._codes(batch, encoding, prefix, terms, figures)
 
     def _encode(self, batch: LanguageBatch) -> FocusImageEncoding | FocusMixedEncoding:
         if isinstance(batch.inputs, tuple):
@@ -415,7 +410,7 @@ class LanguageObjective:
 
     # -- visual tokens ---------------------------------------------------------------------------------------------
 
-    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, regions, terms, figures) -> None:
+    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, terms, figures) -> None:
         semantic, pixel = (codes.cpu() for codes in self._all_codes(batch, encoding))
         grids = semantic.shape[-2:], pixel.shape[-2:]
         vocabulary = self.context.vocabulary
@@ -456,7 +451,7 @@ class LanguageObjective:
                 hidden, suffixes = self._run(
                     [prompts[i] for i in group],
                     here_prefix,
-                    regions,
+                    None,
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )

@@ -23,6 +23,7 @@ from ..data.language import (
     questions,
     reasoning_expressions,
     referring_expressions,
+    rough_support,
     sample_edit,
 )
 from ..data.regions_sampling import REGION_KINDS, region_prompt, strokes_prompt
@@ -97,7 +98,6 @@ class CodePrompt:
         target: index into `LanguageBatch.target_pixels`.
         change: float [1, 1, S, S], cells touching it are written, all others are the source's; None writes everything.
         seed: of the noise in what is read instead of the true history.
-        region: index into `LanguageBatch.regions`, of the place that stands in the prompt.
     """
 
     image: int
@@ -105,7 +105,6 @@ class CodePrompt:
     target: int
     change: torch.Tensor | None = None
     seed: int = 0
-    region: int | None = None
 
 
 @dataclass
@@ -178,9 +177,7 @@ class Mixture:
     for, `strokes` is the share of region prompts drawn as several clicks and scribbles, negative ones among them, `explained` that
     of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
     of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. `names` is whether the
-    model writes the names of what it found before the masks, as FOCUS does; an ablation leaves them out. `edit_kinds` are kinds of
-    edits, those named twice twice as often; by default all alike. `edit_places` is the share of edits whose prompt has a
-    region slot at their place.
+    model writes the names of what it found before the masks, as FOCUS does; an ablation leaves them out.
     """
 
     questions: int = 8
@@ -201,8 +198,6 @@ class Mixture:
     explained: float = 0.0
     clips: float = 0.0
     names: bool = True
-    edit_kinds: tuple[str, ...] = ()
-    edit_places: float = 0.0
 
     @property
     def masks(self) -> int:
@@ -383,12 +378,9 @@ def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> N
     answer = build_answer(EDIT)
     draft.targets.append(render(edit.result, draft.size[0]).image)
     for text in _wordings(scene, edit, mixture.wordings, rng):
+        parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
         change = _change(scene, edit, draft.size[0], rng)
-        region = draft.add_raster(image, change[0, 0].numpy()) if rng.random() < mixture.edit_places else None
-        parts = draft.style.suffix(
-            EDIT, text=text, num_regions=int(region is not None), height_width=draft.size, answer=answer
-        )
-        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change, _noise_seed(rng), region))
+        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change, _noise_seed(rng)))
 
 
 def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[str]:
@@ -406,14 +398,9 @@ def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[
 def _change(scene: Scene, edit, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Which pixels an edit writes: float [1, 1, S, S].
 
-    At run time the region is the model's own estimate or a mask by hand, so cells around the true one are written too, and
-    now and then the box around it: the outline of what is written says nothing about the outline to draw. Of a new background
-    mostly a window is written: a whole one has as many cells as six objects and says little more.
+    Of a new background mostly a window is written: a whole one has as many cells as six objects and says little more.
     """
-    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 7)))
-    if edit.edit_kind != "background" and rng.random() < 0.2:
-        rows, columns = support.any(1).nonzero()[0], support.any(0).nonzero()[0]
-        support[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    support = rough_support(scene, edit, size, rng)
     if edit.edit_kind == "background" and rng.random() < 0.75:
         height, width = (rng.uniform(0.3, 0.6, 2) * size).astype(int)
         top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
