@@ -22,13 +22,12 @@ from ..data.world import render
 from ..processing.masks import resample_mask
 from ..steps.editing import EditPrompt, edit_codes
 from ..steps.encode import encode_tensors
-from ..steps.sampling import TokenSampling
+from ..steps.sampling import GREEDY
 from .batches import scene_batch, to_pixel_values
 from .tokenizer import drop_samples, fused_features, replace_codes
 from .trainer import StageRecipe
 
 TEXT_TOKENS = 77
-FIRST_CHOICE = TokenSampling(top_k=1)
 
 
 @dataclass
@@ -184,7 +183,7 @@ class DecoderObjective:
         masks = [batch.change[row, 0].cpu().numpy() > 0 for row in rows]
         with torch.autocast(batch.source.device.type, enabled=False):  # as in use; the cache has the weights' type
             encoding = encode_tensors(self.components, batch.source[rows])
-            return edit_codes(self.components, encoding, prompts, masks, semantic=FIRST_CHOICE, pixel=FIRST_CHOICE)
+            return edit_codes(self.components, encoding, prompts, masks, semantic=GREEDY, pixel=GREEDY)
 
     def _indices(self, batch: EditBatch, encode) -> torch.Tensor:
         target = encode(batch.target)

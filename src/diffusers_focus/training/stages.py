@@ -359,7 +359,6 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
         "language": lambda: LanguageObjective(c, recipe),
         "decoder": lambda: DecoderObjective(c, recipe),
         "decoder_on_own_tokens": lambda: DecoderObjective(c, recipe),
-        "decoder_on_own_tokens": lambda: DecoderObjective(c, recipe),
     }
     if recipe.objective not in builders:
         raise ValueError(
