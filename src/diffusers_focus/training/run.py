@@ -73,6 +73,7 @@ def run_stage(
     overrides: dict[str, Any] | None = None,
     progress: bool = True,
     variant: str = "focus-tiny",
+    workers: int = 0,
 ) -> bool:
     """Train one stage until its last step or for `max_minutes`; a later call goes on where it stopped.
 
@@ -82,6 +83,7 @@ def run_stage(
         resume: False starts the stage anew.
         threads: CPU threads, default torch's own choice.
         overrides: see `with_overrides`.
+        workers: processes that draw batches ahead of each training process; the steps are the same.
 
     Returns:
         Whether the stage is complete. Only then its components replace those in the folder.
@@ -104,7 +106,7 @@ def run_stage(
     torch.manual_seed(recipe.seed)
     objective = build_objective(share_of(recipe), components, root)
     folder = root / "stages" / stage
-    trainer = Trainer(recipe, objective, folder)
+    trainer = Trainer(recipe, objective, folder, workers=workers)
     skipped = getattr(getattr(getattr(objective, "samples", None), "stream", None), "skipped", None)
     if resume and skipped is not None and (folder / SKIPPED).is_file():
         skipped.merge(**json.loads((folder / SKIPPED).read_text()))
