@@ -22,6 +22,8 @@ from check import EXAMPLES, Comfy, Report, lay_out  # noqa: E402
 from playwright.async_api import async_playwright  # noqa: E402
 
 GRAPH = "async workflow => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
+FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # nothing in front of the graph
 
 
 def bare(graph: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +42,8 @@ async def run_checks(args: argparse.Namespace) -> int:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder))
+        (Path(folder) / "user" / "default").mkdir()
+        (Path(folder) / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
         async with Comfy(args.comfyui, Path(folder), args.port, cpu=True) as comfy, async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
             page = await browser.new_page(viewport={"width": 1600, "height": 900})
@@ -56,6 +60,8 @@ async def run_checks(args: argparse.Namespace) -> int:
                 report.line(f"{file.stem} in the editor", not wrong and set(sent) == set(wanted), "; ".join(wrong))
                 if args.shots is not None:
                     args.shots.mkdir(parents=True, exist_ok=True)
+                    await page.wait_for_timeout(2_000)
+                    await page.evaluate(FIT)
                     await page.wait_for_timeout(2_000)
                     await page.screenshot(path=args.shots / f"{file.stem}.png")
             await browser.close()
