@@ -137,7 +137,7 @@ def read_regions(
 def read_numbers(text: str, name: str) -> list[float]:
     """Numbers separated by commas, semicolons or blanks; or `[{"x": 64, "y": 48}, ...]`, as other packs' point editors write."""
     try:
-        if text.strip().startswith("["):
+        if text.strip().startswith(("[", '"')):  # no point at all may come as an empty JSON text
             return [float(point[axis]) for point in json.loads(text) for axis in ("x", "y")]
         return [float(part) for part in text.replace(",", " ").replace(";", " ").split()]
     except (ValueError, TypeError, KeyError):

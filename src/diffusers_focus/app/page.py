@@ -29,7 +29,8 @@ CLICK, BOX = "click", "box (two clicks)"
 TITLE = "FOCUS: point at something, say what should happen"
 CSS = """
 #canvas img { cursor: crosshair; }
-#find, #point { align-self: end; flex-grow: 0; margin: 0 12px 12px 0; }
+#find, #point { align-self: stretch; height: auto; border-radius: 0; border-bottom: 2px solid var(--background-fill-primary); }
+#history .grid-wrap { padding-top: 32px; }
 footer { display: none !important; }
 """
 
@@ -62,7 +63,7 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                 history = gr.Gallery(
                     label="history: choose a picture to go back to it",
                     columns=4,
-                    height="auto",
+                    height=220,
                     object_fit="contain",
                     allow_preview=False,
                     fit_columns=False,
