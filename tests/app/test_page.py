@@ -112,6 +112,8 @@ class User:
     def click(self, x, y, size):
         image = self.page.locator("#canvas img").first
         image.wait_for()
+        image.evaluate("image => image.decode()")  # the page takes no clicks on a picture that is still loading
+        image.scroll_into_view_if_needed()
         box = image.bounding_box()
         natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
         scale = min(box["width"] / natural[0], box["height"] / natural[1])  # fitted into its frame, in the middle
