@@ -252,7 +252,6 @@ def test_words_boxes_brush_and_places(user, scene, truth, tmp_path):
     user.page.mouse.move(middle[0] + 40, middle[1], steps=12)
     user.page.mouse.up()
     user.page.wait_for_timeout(1500)
-    user.shoot("brush")
     user.press("paint")
     user.told("Painted")
     painted = user.download("mask-file", tmp_path) > 127

@@ -196,7 +196,8 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
         from diffusers_focus.processing.drawing import contact_sheet
 
         for name, (images, captions) in shown.items():
-            contact_sheet(images, captions=captions, cell=256).save(EXAMPLES / f"{name}.jpg", quality=92)
+            columns = 2 if len(images) == 4 else len(images)  # the editor shows them in squares
+            contact_sheet(images, columns, captions=captions, cell=256).save(EXAMPLES / f"{name}.jpg", quality=92)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> str:
