@@ -23,6 +23,7 @@ from ..data.language import (
     questions,
     reasoning_expressions,
     referring_expressions,
+    rough_support,
     sample_edit,
 )
 from ..data.regions_sampling import REGION_KINDS, region_prompt, strokes_prompt
@@ -397,10 +398,9 @@ def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[
 def _change(scene: Scene, edit, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Which pixels an edit writes: float [1, 1, S, S].
 
-    At run time the region is the model's own estimate, so cells around the true one are written now and then too. Of a new
-    background mostly a window is written: a whole one has as many cells as six objects and says little more.
+    Of a new background mostly a window is written: a whole one has as many cells as six objects and says little more.
     """
-    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 5)))
+    support = rough_support(scene, edit, size, rng)
     if edit.edit_kind == "background" and rng.random() < 0.75:
         height, width = (rng.uniform(0.3, 0.6, 2) * size).astype(int)
         top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
