@@ -47,6 +47,18 @@ EVERYTHING = {
 }
 # Prompts that fewer tasks ask for: lists of names, several clicks, expressions whose answer explains itself.
 SEEING = {"regions": 2, "classes": 1, "strokes": 0.3, "explained": 0.3}
+# Many expressions of each picture, those most of all whose masks are found least although their questions are answered.
+FOUND = {
+    **EVERYTHING,
+    **SEEING,
+    "question_kinds": LESSONS + 2 * ("relation",),
+    "questions": 12,
+    "referring": 4,
+    "often": ("extreme", "extreme", "relation"),
+    "edit_masks": 3,
+    "edits": 3.0,
+    "wordings": 1,
+}
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
 FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
@@ -176,6 +188,17 @@ STAGES: dict[str, StageRecipe] = {
                 "mixture": {**EVERYTHING, **SEEING, "question_kinds": LESSONS + 2 * ("relation",)},
                 "masks_every": 3,
             },
+        ),
+        StageRecipe(
+            name="3-found",
+            objective="language",
+            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4)),
+            steps=1200,
+            batch_size=4,
+            decay_fraction=0.6,
+            warmup_steps=30,
+            seed=53,
+            options={"mixture": FOUND},
         ),
         StageRecipe(
             name="3-identities",
