@@ -56,10 +56,10 @@ class DecoderObjective:
         components: vae, unet, scheduler, visual_tokenizer; vision_encoder and image_processor unless `semantic_drop` is 1;
             mask_conditioner where edits are trained; language_model and lm_tokenizer where it writes tokens itself.
         recipe: options `size` 128; `edits` 0, share of batches that are edits with their mask (stage 4); `own_tokens` 0, share of
-            edits of objects whose region has the tokens that the language model writes; `noise_samples` 0.5 and
-            `noise_tokens` 0.1; `semantic_noise` as `noise_tokens`, of the semantic codes; `semantic_drop` 0.1; `pixel_drop` 0.1
-            (paper 0.5); `map_drop` 0.05; `mask_drop` 0.1; `object_weight` 3, weight of latents of objects (stage 4: of the
-            change) over the others; `resolution_index` 0.
+            edits of objects whose region has the tokens that the language model writes; `noise_samples` 0.5 and `noise_tokens`
+            0.1; `semantic_noise` as `noise_tokens`, of the semantic codes; `semantic_drop` 0.1; `pixel_drop` 0.1 (paper 0.5);
+            `map_drop` 0.05; `region_drop` 0, of the pixel codes of an edit's region alone; `mask_drop` 0.1; `object_weight` 3,
+            weight of latents of objects (stage 4: of the change) over the others; `resolution_index` 0.
     """
 
     def __init__(self, components: Any, recipe: StageRecipe):
@@ -72,6 +72,7 @@ class DecoderObjective:
         self.semantic_noise = (self.noise[0], options.get("semantic_noise", self.noise[1]))
         self.drops = (options.get("semantic_drop", 0.1), options.get("pixel_drop", 0.1), options.get("map_drop", 0.05))
         self.mask_drop = options.get("mask_drop", 0.1)
+        self.region_drop = options.get("region_drop", 0.0)
         self.object_weight = options.get("object_weight", 3.0)
         self.resolution_index = float(options.get("resolution_index", 0))
         if self.drops[0] >= 1:  # input channels that are never seen must not act when they are
@@ -157,6 +158,9 @@ class DecoderObjective:
         pixel = self._indices(batch, self._pixel_indices)
         codes = self._noised(pixel, tokenizer.pixel_quantizer, self.noise, batch, written and written[1])
         codes = drop_samples(codes, pixel_drop)
+        if batch.change is not None and self.region_drop:
+            inside = resample_mask(batch.change, tuple(codes.shape[-2:]), "any") > 0
+            codes = torch.where(inside, drop_samples(codes, self.region_drop), codes)
         if semantic_drop >= 1:
             semantic = torch.zeros_like(codes)
         else:

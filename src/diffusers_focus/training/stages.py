@@ -231,7 +231,14 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.5,
             warmup_steps=20,
             ema_decay=0.99,
-            options={"edits": 1.0, "own_tokens": 0.8, "semantic_drop": 0.1, "semantic_noise": 0.1, "pixel_drop": 0.05},
+            options={
+                "edits": 1.0,
+                "own_tokens": 0.8,
+                "region_drop": 0.4,
+                "semantic_drop": 0.05,
+                "semantic_noise": 0.05,
+                "pixel_drop": 0.02,
+            },
         ),
     )
 }
