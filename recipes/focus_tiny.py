@@ -155,11 +155,12 @@ def publish(
     return output
 
 
-def calibrate(folder: str | Path) -> None:
+def calibrate(folder: str | Path, scenes: int | None = None) -> None:
     """Fit scores and thresholds of a published folder on validation scenes; publishing has dropped those of the weights before."""
+    count = ["--count", str(scenes)] if scenes else []
     from diffusers_focus.cli import main as command
 
-    if command(["calibrate", "--pipeline", str(folder)]):
+    if command(["calibrate", "--pipeline", str(folder), *count]):
         raise SystemExit(f"{folder} is published, but its scores are not calibrated")
 
 
@@ -172,7 +173,7 @@ def main() -> None:
         train(options.stages, options.runs, options.threads, trained=bool(options.init), steps=options.rehearse)
     published = publish(options.runs, options.output, records=options.records, init=options.init)
     print(published)
-    calibrate(published)
+    calibrate(published, scenes=4 if options.rehearse else None)
 
 
 if __name__ == "__main__":
