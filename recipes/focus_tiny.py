@@ -173,7 +173,7 @@ def main() -> None:
         train(options.stages, options.runs, options.threads, trained=bool(options.init), steps=options.rehearse)
     published = publish(options.runs, options.output, records=options.records, init=options.init)
     print(published)
-    calibrate(published, scenes=4 if options.rehearse else None)
+    calibrate(published, scenes=20 if options.rehearse else None)
 
 
 if __name__ == "__main__":
