@@ -4,8 +4,8 @@
 
 A clip of 8 frames edited in a place that is followed, and a photograph of 1,536 x 1,024 pixels edited around a given mask, with
 one denoising step so that the looking shows; two edits of a scene in one call and one after the other, with the pipeline's own
-number of steps; how much of what resized objects and new backgrounds change lies in the model's own edit masks. One thread,
-medians of three.
+number of steps; how much of what edits change lies in the model's own edit masks, as they are and grown. One thread, medians of
+three.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from PIL import Image
 
 from diffusers_focus import FocusPipeline, Mask
 from diffusers_focus.data.clips import ClipSpec, sample_clip
-from diffusers_focus.data.language import edit_support, sample_edit
+from diffusers_focus.data.language import EDIT_KINDS, edit_support, sample_edit
+from diffusers_focus.data.regions_sampling import dilate
 from diffusers_focus.data.world import render, sample_scene
+from diffusers_focus.evaluation.edits import EXCESS_DILATION
 from diffusers_focus.steps.editing import edit_places, edit_prompts
 
 FOLDER = Path(__file__).resolve().parent.parent / "pipelines" / "focus-tiny"
@@ -48,21 +50,36 @@ def measure(pipe: FocusPipeline, name: str, call: Callable[[], object]) -> None:
 
 
 @torch.no_grad()
-def places(pipe: FocusPipeline, kind: str, count: int = 14) -> None:
-    """Print the shares of what edits of a kind change that lie in the model's own edit masks, and the masks' areas beside it."""
-    held, areas, seed = [], [], SEED
-    while len(held) < count:
-        scene, seed = sample_scene(seed), seed + 1
-        try:
-            edit = sample_edit(scene, np.random.default_rng(seed - 1), kinds=(kind,))
-        except ValueError:  # this scene allows none
-            continue
-        seen = pipe.encode_image(Image.fromarray(render(scene, 128).image))
-        (place,) = edit_places(pipe, seen, edit_prompts(pipe, seen, edit.instruction, pipe.config), pipe.config)
-        truth = edit_support(scene, edit)
-        held.append((place.edit_mask & truth).sum() / truth.sum())
-        areas.append(place.edit_mask.sum() / truth.sum())
-    print(f"{kind}: held {np.round(sorted(held), 2).tolist()}, areas {np.round(sorted(areas), 2).tolist()}")
+def places(pipe: FocusPipeline, count: int = 40, growths: tuple[int | None, ...] = (0, None, 6)) -> None:
+    """Print how edit masks fit what edits change, per kind of edit, growth in pixels (None: the pipeline's own) and whether the
+    object was found: the share of the change that they hold, and their area over that of the change grown by 8 pixels.
+    """
+    rows: list[tuple[str, int | None, bool, float, float]] = []
+    for kind in EDIT_KINDS:
+        done, seed = 0, SEED
+        while done < count:
+            scene, seed = sample_scene(seed), seed + 1
+            try:
+                edit = sample_edit(scene, np.random.default_rng(seed - 1), kinds=(kind,))
+            except ValueError:  # this scene allows none
+                continue
+            done, drawn, truth = done + 1, render(scene, 128), edit_support(scene, edit)
+            seen = pipe.encode_image(Image.fromarray(drawn.image))
+            prompts = edit_prompts(pipe, seen, edit.instruction, pipe.config)
+            target = drawn.masks[edit.targets[0]] if edit.targets else truth
+            for growth in growths:
+                (place,) = edit_places(pipe, seen, prompts, pipe.config, mask_dilation=growth)
+                meant = place.masks.any(axis=0)
+                found = (meant & target).sum() > 0.5 * (meant | target).sum()
+                share = (place.edit_mask & truth).sum() / truth.sum()
+                excess = place.edit_mask.sum() / dilate(truth, EXCESS_DILATION).sum()
+                rows.append((kind, growth, bool(found), float(share), float(excess)))
+    for kind in (*EDIT_KINDS, "all"):
+        for growth in growths:
+            own = [row for row in rows if row[1] == growth and kind in (row[0], "all")]
+            right = [row for row in own if row[2]]
+            figures = " ".join(f"{mean(r[i] for r in some):.3f}" for some in (own, right) for i in (3, 4))
+            print(f"{kind}, grown by {growth}: held, area; the same where found ({len(right)}/{len(own)}): {figures}")
 
 
 def main() -> None:
@@ -85,8 +102,7 @@ def main() -> None:
     )
     measure(pipe, "two edits in one call", lambda: pipe.edit(scene, [texts]))
     measure(pipe, "one after the other", lambda: pipe.edit(pipe.edit(scene, texts[0]).images[0], texts[1]))
-    for kind in ("resize", "background"):
-        places(pipe, kind)
+    places(pipe)
 
 
 if __name__ == "__main__":
