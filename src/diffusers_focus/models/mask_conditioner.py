@@ -39,6 +39,13 @@ class FocusMaskConditionerOutput(BaseOutput):
     sequence: torch.Tensor
 
 
+class MaskConditionerMLP(nn.Sequential):
+    """Linear -> GELU -> linear, the model's only block: what `compile_repeated_blocks` compiles. [B, T, hidden_dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+
 class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Mask on the latent grid -> cross-attention sequence.
 
@@ -49,7 +56,9 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         hidden_dim: Inner width, a multiple of 4.
     """
 
-    _skip_layerwise_casting_patterns = ["norm"]
+    _repeated_blocks = ["MaskConditionerMLP"]
+    # diffusers skips a projection of this name only as long as no adapter is wrapped around it.
+    _skip_layerwise_casting_patterns = ["norm", "proj_out"]
 
     @register_to_config
     def __init__(
@@ -66,9 +75,7 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         self.position_in = nn.Linear(hidden_dim, hidden_dim)
         self.content_in = nn.Linear(code_channels, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Linear(4 * hidden_dim, hidden_dim)
-        )
+        self.mlp = MaskConditionerMLP(hidden_dim)
         self.norm_out = nn.LayerNorm(hidden_dim)
         self.proj_out = nn.Linear(hidden_dim, cross_attention_dim, bias=False)
         nn.init.zeros_(self.proj_out.weight)
