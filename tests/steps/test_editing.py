@@ -35,14 +35,24 @@ def test_where_is_asked_the_way_the_model_was_trained():
 
 
 def test_the_models_own_edit_mask_is_used_where_it_was_asked_for_one():
-    place = edit_place(EditPrompt(0, "remove it"), found(True))
+    place = edit_place(EditPrompt(0, "remove it"), found(True), mask_dilation=0)
     assert (place.edit_mask == found(True).edit_mask).all() and place.masks.shape == (1, 64, 64)
+    grown = edit_place(EditPrompt(0, "remove it"), found(True), dilation=0.03).edit_mask
+    assert grown[18, 22] and grown[25, 26] and not grown[17, 22] and not grown[25, 27]  # by 2 pixels
     for prompt, options in (
         (EditPrompt(0, "remove it", target="the star"), {}),
         (EditPrompt(0, "remove it"), {"edit_masks_trained": False}),
     ):
         grown = edit_place(prompt, found(True), dilation=0.03, **options).edit_mask
         assert grown[18, 25] and not grown[17, 25] and not grown[18, 18]  # a disk of 2 pixels leaves the corners
+
+
+def test_a_background_does_not_grow_into_the_objects_before_it():
+    ground = ~disk_mask()
+    whole = FoundObjects(ground[None], ground, np.ones(1, np.float32))
+    assert (edit_place(EditPrompt(0, "change the background to red"), whole, dilation=0.03).edit_mask == ground).all()
+    grown = edit_place(EditPrompt(0, "change the background to red"), whole, mask_dilation=2).edit_mask
+    assert grown.sum() > ground.sum()
 
 
 def test_a_new_outline_gets_the_box():

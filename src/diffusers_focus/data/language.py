@@ -624,6 +624,18 @@ def edit_support(scene: Scene, edit: Edit, size: int = 128, dilation: int = 0) -
     return dilate(support, dilation)
 
 
+def rough_support(scene: Scene, edit: Edit, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Where an edit may write as a user or a model says it: bool `[size, size]`, the support grown, now and then to its box.
+
+    Trained on nothing but the true support, a model would read off the outline of the place the outline to draw.
+    """
+    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 7)))
+    if edit.edit_kind != "background" and rng.random() < 0.2:
+        rows, columns = support.any(1).nonzero()[0], support.any(0).nonzero()[0]
+        support[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return support
+
+
 # --- vocabulary -----------------------------------------------------------------------------------------------------
 
 

@@ -238,8 +238,9 @@ def edit_place(
     """The masks of an edit.
 
     A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
-    model says of an edit prompt, if it was trained to; failing that, the objects' mask grown by `dilation` (a share of the shorter
-    side), and its bounding box for an instruction after which the object may have another outline.
+    model says of an edit prompt, if it was trained to; failing that, the objects' mask, or its bounding box for an instruction
+    after which the object may have another outline. Either is grown by `dilation` (a share of the shorter side), unless it is more
+    than half of the picture: a background, which would grow into the objects before it.
 
     Args:
         found: the answer to `prompt.where`.
@@ -251,14 +252,12 @@ def edit_place(
         mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
         return EditPlace(prompt.mask[None], mask)
     assert found is not None
-    referred = found.masks.any(axis=0)
+    mask, boxed = found.masks.any(axis=0), needs_box(prompt.instruction)
     if edit_masks_trained and prompt.asks_edit and found.edit_mask.any():
-        mask = found.edit_mask if not mask_dilation else grow_mask(found.edit_mask, mask_dilation)
-    elif not referred.any():
-        mask = referred
-    else:
-        radius = relative_radius(dilation, *referred.shape) if mask_dilation is None else mask_dilation
-        mask = grow_mask(referred, radius, boxed=needs_box(prompt.instruction))
+        mask, boxed = found.edit_mask, False
+    if 0 < mask.mean() <= 0.5 or mask_dilation is not None:
+        radius = relative_radius(dilation, *mask.shape) if mask_dilation is None else mask_dilation
+        mask = grow_mask(mask, radius, boxed=boxed)
     return EditPlace(found.masks, mask)
 
 

@@ -137,7 +137,7 @@ class LanguageObjective:
         if self.samples is not None:
             return self.samples.draw(step)
         if step // self.processes % recipe.options.get("masks_every", 1):
-            mixture = replace(mixture, referring=0, generalized=0, regions=0, edit_masks=0)
+            mixture = replace(mixture, referring=0, often=(), generalized=0, regions=0, classes=0, edit_masks=0)
         return draw_batch(
             self.context.style,
             mixture,

@@ -23,6 +23,7 @@ from ..data.language import (
     questions,
     reasoning_expressions,
     referring_expressions,
+    rough_support,
     sample_edit,
 )
 from ..data.regions_sampling import REGION_KINDS, region_prompt, strokes_prompt
@@ -177,6 +178,7 @@ class Mixture:
     of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
     of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. `names` is whether the
     model writes the names of what it found before the masks, as FOCUS does; an ablation leaves them out.
+    `often` are kinds of expressions of which a picture gets one more each time they are named.
     """
 
     questions: int = 8
@@ -197,11 +199,12 @@ class Mixture:
     explained: float = 0.0
     clips: float = 0.0
     names: bool = True
+    often: tuple[str, ...] = ()
 
     @property
     def masks(self) -> int:
         """Mask prompts of each picture."""
-        return self.referring + self.generalized + self.regions + self.edit_masks + self.classes
+        return self.referring + len(self.often) + self.generalized + self.regions + self.edit_masks + self.classes
 
 
 @dataclass
@@ -246,13 +249,10 @@ def draw_batch(
     for image, (scene, rendered) in enumerate(zip(scenes.scenes, scenes.rendered, strict=True)):
         rng = np.random.default_rng((seed, step * batch_size + image, 2))
         _add_questions(draft, image, scene, rendered, mixture, rng)
-        edit = None
-        if mixture.edit_masks:
-            edit = draw_edit(scene, rng)
-        _add_masks(draft, image, scene, rendered, mixture, edit, rng)
+        edits = [draw_edit(scene, rng) for _ in range(mixture.edit_masks)]
+        _add_masks(draft, image, scene, rendered, mixture, edits, rng)
         for number in range(_count(mixture.edits, rng)):
-            if number or edit is None:
-                edit = draw_edit(scene, rng)
+            edit = edits[number] if number < len(edits) else draw_edit(scene, rng)
             _add_edit(draft, image, scene, edit, mixture, rng)
         for _ in range(_count(mixture.generations, rng)):
             random = rng.random() < mixture.dropout
@@ -302,7 +302,7 @@ def _add_questions(draft, image: int, scene: Scene, rendered: Rendered, mixture:
         draft.texts.append(TextPrompt(image, parts, question.kind, region))
 
 
-def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, edit, rng) -> None:
+def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, edits, rng) -> None:
     prompts: list[MaskPrompt] = []
 
     def answer(task: str, targets: Sequence[int]) -> list[PromptPart]:
@@ -336,9 +336,14 @@ def _add_masks(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mix
             wanted -= 1
     for referral in referring_expressions(scene, rng, wanted) if wanted else []:
         refer(referral)
+    everything = referring_expressions(scene, rng) if mixture.often else []
+    for kind in mixture.often:
+        alike = [referral for referral in everything if referral.kind == kind]
+        if alike:
+            refer(alike[int(rng.integers(len(alike)))])
     for referral in generalized_expressions(scene, rng, mixture.generalized) if mixture.generalized else []:
         refer(referral)
-    if mixture.edit_masks and edit is not None:
+    for edit in edits:
         prompts.append(_edit_mask_prompt(draft, image, scene, edit))
     for _ in range(mixture.classes):
         names = rng.permutation(SHAPES)[: int(rng.integers(1, len(SHAPES)))].tolist()
@@ -397,10 +402,9 @@ def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[
 def _change(scene: Scene, edit, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Which pixels an edit writes: float [1, 1, S, S].
 
-    At run time the region is the model's own estimate, so cells around the true one are written now and then too. Of a new
-    background mostly a window is written: a whole one has as many cells as six objects and says little more.
+    Of a new background mostly a window is written: a whole one has as many cells as six objects and says little more.
     """
-    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 5)))
+    support = rough_support(scene, edit, size, rng)
     if edit.edit_kind == "background" and rng.random() < 0.75:
         height, width = (rng.uniform(0.3, 0.6, 2) * size).astype(int)
         top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))

@@ -47,6 +47,18 @@ EVERYTHING = {
 }
 # Prompts that fewer tasks ask for: lists of names, several clicks, expressions whose answer explains itself.
 SEEING = {"regions": 2, "classes": 1, "strokes": 0.3, "explained": 0.3}
+# Many expressions of each picture, those most of all whose masks are found least although their questions are answered.
+FOUND = {
+    **EVERYTHING,
+    **SEEING,
+    "question_kinds": LESSONS + 2 * ("relation",),
+    "questions": 12,
+    "referring": 4,
+    "often": ("extreme", "extreme", "relation"),
+    "edit_masks": 3,
+    "edits": 3.0,
+    "wordings": 1,
+}
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
 FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
@@ -178,6 +190,17 @@ STAGES: dict[str, StageRecipe] = {
             },
         ),
         StageRecipe(
+            name="3-found",
+            objective="language",
+            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4)),
+            steps=1200,
+            batch_size=4,
+            decay_fraction=0.6,
+            warmup_steps=30,
+            seed=53,
+            options={"mixture": FOUND},
+        ),
+        StageRecipe(
             name="3-identities",
             objective="language",
             groups=(ParameterGroup("mask_decoder", 2e-3, include=("instance_head",)),),
@@ -197,6 +220,25 @@ STAGES: dict[str, StageRecipe] = {
             seed=9,
             ema_decay=0.99,
             options={"edits": 1.0, "semantic_drop": 0.3, "semantic_noise": 0.3, "pixel_drop": 0.05},
+        ),
+        StageRecipe(
+            name="4-own-tokens",
+            objective="decoder_on_own_tokens",
+            groups=(ParameterGroup("unet", 5e-4), ParameterGroup("mask_conditioner", 1e-3)),
+            steps=1500,
+            batch_size=8,
+            seed=29,
+            decay_fraction=0.5,
+            warmup_steps=20,
+            ema_decay=0.99,
+            options={
+                "edits": 1.0,
+                "own_tokens": 0.8,
+                "region_drop": 0.4,
+                "semantic_drop": 0.05,
+                "semantic_noise": 0.05,
+                "pixel_drop": 0.02,
+            },
         ),
     )
 }
@@ -281,6 +323,17 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "image_processor",
         "mask_conditioner",
     ),
+    "decoder_on_own_tokens": (
+        "unet",
+        "vae",
+        "scheduler",
+        "visual_tokenizer",
+        "vision_encoder",
+        "image_processor",
+        "mask_conditioner",
+        "language_model",
+        "lm_tokenizer",
+    ),
 }
 """Objective -> components it is built from."""
 
@@ -335,6 +388,7 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
         "semantic_tokenizer": lambda: SemanticTokenizerObjective(c.visual_tokenizer, c.vision_encoder, recipe, **sizes),
         "language": lambda: LanguageObjective(c, recipe),
         "decoder": lambda: DecoderObjective(c, recipe),
+        "decoder_on_own_tokens": lambda: DecoderObjective(c, recipe),
     }
     if recipe.objective not in builders:
         raise ValueError(
