@@ -110,7 +110,7 @@ def adapter_by_id(pipe: Any) -> dict[str, Any]:
         return pipe.language_model(torch.arange(20, 40)[None]).logits
 
     def apart(other: torch.Tensor) -> float:
-        return float((logits() - other).abs().max())
+        return float((logits() - other).abs().max() / other.abs().max())
 
     base = logits()
     for component, layers in {"unet": ["to_q", "to_v"], "language_model": ["q_proj", "v_proj"]}.items():
@@ -121,7 +121,7 @@ def adapter_by_id(pipe: Any) -> dict[str, Any]:
         HfApi().create_repo("me/words")
         HfApi().upload_folder(repo_id="me/words", folder_path=place)
     pipe.unload_lora_weights()
-    facts: dict[str, Any] = {"changed": float((adapted - base).abs().max()), "unloaded": apart(base)}
+    facts: dict[str, Any] = {"changed": float((adapted - base).abs().max() / base.abs().max()), "unloaded": apart(base)}
     pipe.load_lora_weights("me/words", adapter_name="teal")
     facts |= {"adapters": pipe.get_list_adapters(), "loaded": apart(adapted)}
     pipe.disable_lora()
