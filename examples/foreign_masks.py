@@ -65,9 +65,8 @@ else:
 
 pipe = FocusPipeline.from_pretrained(PIPELINE)
 by_file = pipe.edit(image, instruction, mask_image=mask, generator=torch.Generator("cpu").manual_seed(0)).images[0]
-contact_sheet(
-    [image, draw_masks(image, np.asarray(mask) > 127), by_file], captions=["input", "mask", instruction]
-).save("foreign_masks.png")
+pictures = [image, draw_masks(image, np.asarray(mask) > 127), by_file]
+contact_sheet(pictures, captions=["input", "mask", instruction], cell=256).save("foreign_masks.png")
 if len(sys.argv) != 4:
     blocks = FocusEditBlocks()
     blocks.sub_blocks["locate"] = GreenThings()

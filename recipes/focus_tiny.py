@@ -3,6 +3,7 @@
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
+           make tiny ARGS="--runs /tmp/try --rehearse 2"  (every stage for two steps: minutes, not hours)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
@@ -26,7 +27,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = tuple("0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-found 3-identities 4 4-own-tokens".split())
+ORDER = tuple("0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-found 3-identities 4".split())
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -40,20 +41,32 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N")
     parser.add_argument(
+        "--rehearse",
+        type=int,
+        metavar="N",
+        help="N steps of every stage, published within the training folder",
+    )
+    parser.add_argument(
         "--publish-only", action="store_true", help="train nothing; publish and calibrate what the folder holds"
     )
     parser.add_argument("--output", metavar="DIR", default=str(ROOT / "pipelines" / "focus-tiny"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.records = ROOT / "recipes" / "focus-tiny"
+    if options.rehearse:  # nothing of it may touch what is published
+        options.output, options.records = Path(options.runs) / "pipeline", Path(options.runs) / "records"
+    return options
 
 
-def train(stages: list[str], runs: str, threads: int | None, trained: bool = False) -> None:
+def train(stages: list[str], runs: str, threads: int | None, trained: bool = False, steps: int | None = None) -> None:
     """Run the stages in order; finished ones return at once. What is `trained` already keeps the rows of its codes."""
     from diffusers_focus.training.run import run_stage
     from diffusers_focus.training.stages import get_stage
 
     for stage in stages:
-        begins = trained and "initialize_codes" in get_stage(stage).options
-        run_stage(stage, runs, threads=threads, overrides={"initialize_codes": False} if begins else None)
+        changed: dict[str, object] = {"steps": steps} if steps else {}
+        if trained and "initialize_codes" in get_stage(stage).options:
+            changed["initialize_codes"] = False
+        run_stage(stage, runs, threads=threads, overrides=changed)
 
 
 def adopt(pipeline: str | Path, runs: str | Path) -> None:
@@ -140,11 +153,12 @@ def publish(
     return output
 
 
-def calibrate(folder: str | Path) -> None:
+def calibrate(folder: str | Path, scenes: int | None = None) -> None:
     """Fit scores and thresholds of a published folder on validation scenes; publishing has dropped those of the weights before."""
+    count = ["--count", str(scenes)] if scenes else []
     from diffusers_focus.cli import main as command
 
-    if command(["calibrate", "--pipeline", str(folder)]):
+    if command(["calibrate", "--pipeline", str(folder), *count]):
         raise SystemExit(f"{folder} is published, but its scores are not calibrated")
 
 
@@ -154,10 +168,10 @@ def main() -> None:
     if options.init:
         adopt(options.init, options.runs)
     if not options.publish_only:
-        train(options.stages, options.runs, options.threads, trained=bool(options.init))
-    published = publish(options.runs, options.output, init=options.init)
+        train(options.stages, options.runs, options.threads, trained=bool(options.init), steps=options.rehearse)
+    published = publish(options.runs, options.output, records=options.records, init=options.init)
     print(published)
-    calibrate(published)
+    calibrate(published, scenes=20 if options.rehearse else None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import runtime, work
 from .schema import CATEGORY, NODES, PIPELINE, Input, Output
-from .tensors import InputError, read_numbers, read_pairs
 
 PipelineType = io.Custom(PIPELINE)
 
@@ -35,17 +34,13 @@ def _input(one: Input, more: dict[str, Any]) -> Any:
     return _kind(one).Input(one.id, optional=one.optional, tooltip=one.tooltip, **one.options, **more)
 
 
-def check_widgets(texts: dict[str, str | None], regions: dict[str, str | None]) -> bool | str:
-    """What can be told before anything runs: empty texts, and regions that are no numbers. None is linked, not known yet."""
-    for name, text in texts.items():
-        if text is not None and not text.strip():
-            return f"Input {name}: it is empty. Write at least one word."
-    try:
-        for name, text in regions.items():
-            (read_numbers if name == "box" else read_pairs)(text or "", name)
-    except InputError as error:
-        return str(error)
-    return True
+def says_something(name: str, text: str | None) -> bool | str:
+    """Refuse an empty text before anything runs; None is linked, not known yet.
+
+    ComfyUI tells what `validate_inputs` returns once for each of its arguments, as if all of them were wrong. So only nodes with
+    one text that must be there have it; what is wrong with points, boxes and strokes is told when the node runs.
+    """
+    return True if text is None or text.strip() else f"Input {name}: it is empty. Write at least one word."
 
 
 class FocusLoad(io.ComfyNode):
@@ -72,14 +67,8 @@ class FocusAsk(io.ComfyNode):
         return make_schema("FocusAsk")
 
     @classmethod
-    def validate_inputs(
-        cls,
-        question: str | None = None,
-        points: str | None = None,
-        box: str | None = None,
-        scribble: str | None = None,
-    ) -> bool | str:
-        return check_widgets({"question": question}, {"points": points, "box": box, "scribble": scribble})
+    def validate_inputs(cls, question: str | None = None) -> bool | str:
+        return says_something("question", question)
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
@@ -95,17 +84,6 @@ class FocusSegment(io.ComfyNode):
         return make_schema("FocusSegment")
 
     @classmethod
-    def validate_inputs(
-        cls,
-        points: str | None = None,
-        negative_points: str | None = None,
-        box: str | None = None,
-        scribble: str | None = None,
-    ) -> bool | str:
-        regions = {"points": points, "negative_points": negative_points, "box": box, "scribble": scribble}
-        return check_widgets({}, regions)
-
-    @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
         with pipeline.at_work() as pipe:
             return io.NodeOutput(*work.segment(pipe, **inputs))
@@ -117,12 +95,6 @@ class FocusSegmentClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema("FocusSegmentClip")
-
-    @classmethod
-    def validate_inputs(
-        cls, points: str | None = None, box: str | None = None, scribble: str | None = None
-    ) -> bool | str:
-        return check_widgets({}, {"points": points, "box": box, "scribble": scribble})
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
@@ -139,7 +111,7 @@ class FocusEdit(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, instruction: str | None = None) -> bool | str:
-        return check_widgets({"instruction": instruction}, {})
+        return says_something("instruction", instruction)
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
@@ -155,14 +127,8 @@ class FocusEditClip(io.ComfyNode):
         return make_schema("FocusEditClip")
 
     @classmethod
-    def validate_inputs(
-        cls,
-        instruction: str | None = None,
-        points: str | None = None,
-        box: str | None = None,
-        scribble: str | None = None,
-    ) -> bool | str:
-        return check_widgets({"instruction": instruction}, {"points": points, "box": box, "scribble": scribble})
+    def validate_inputs(cls, instruction: str | None = None) -> bool | str:
+        return says_something("instruction", instruction)
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:
@@ -179,7 +145,7 @@ class FocusGenerate(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, description: str | None = None) -> bool | str:
-        return check_widgets({"description": description}, {})
+        return says_something("description", description)
 
     @classmethod
     def execute(cls, pipeline: runtime.LoadedPipeline, **inputs: Any) -> io.NodeOutput:

@@ -16,6 +16,7 @@ import torch
 from comfy.utils import ProgressBar
 
 from .schema import NO_FOLDER, OFFLOAD_AFTER, OFFLOAD_PARTS
+from .tensors import InputError
 
 FOLDERS = ("focus", "diffusers")  # under ComfyUI's models folder, or wherever extra_model_paths.yaml says
 
@@ -52,33 +53,44 @@ def load(folder: str, hub_id: str, controlnet: str, dtype: str, offload: str) ->
     """Load a pipeline onto the CPU, or ready to go part by part.
 
     Raises:
-        ValueError: no such folder.
-        OSError: a repository or a file that cannot be read.
+        ValueError: a folder, repository or file that is not there or cannot be read; the message names the input.
     """
     import diffusers_focus
 
     device = memory.get_torch_device()
     if hub_id.strip():
-        source, cls = hub_id.strip(), diffusers_focus.FocusPipeline
+        name, source, cls = "hub_id", hub_id.strip(), diffusers_focus.FocusPipeline
     else:
         known = find_pipelines()
         if folder not in known:
             places = ", ".join(path for kind in FOLDERS for path in folder_paths.get_folder_paths(kind))
-            raise ValueError(
-                f"Input folder: there is no FOCUS pipeline {folder!r}; found {', '.join(known) or 'none'} in {places}. Put the "
-                "folder that holds its model_index.json there, or write a Hub id."
+            raise InputError(
+                "folder",
+                f"there is no FOCUS pipeline {folder!r}; found {', '.join(known) or 'none'} in {places}. Put the folder that "
+                "holds its model_index.json there, or write a Hub id.",
             )
-        source, cls = known[folder], getattr(diffusers_focus, str(pipeline_class(known[folder])))
+        name, source, cls = "folder", known[folder], getattr(diffusers_focus, str(pipeline_class(known[folder])))
     parts: dict[str, Any] = {}
     if controlnet.strip():
         from diffusers.models.controlnets.controlnet import ControlNetModel
 
-        parts["controlnet"] = ControlNetModel.from_pretrained(controlnet.strip(), dtype=_dtype(dtype, device))
-    pipe = cls.from_pretrained(source, dtype=_dtype(dtype, device), **parts)
+        with _naming("controlnet"):
+            parts["controlnet"] = ControlNetModel.from_pretrained(controlnet.strip(), dtype=_dtype(dtype, device))
+    with _naming(name):
+        pipe = cls.from_pretrained(source, dtype=_dtype(dtype, device), **parts)
     pipe.set_progress_bar_config(disable=True)  # ComfyUI shows its own
     if offload == OFFLOAD_PARTS and device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)
     return LoadedPipeline(pipe, offload)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What cannot be loaded is told of the input that asked for it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(name, str(error)) from error
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -54,7 +54,9 @@ class Node:
 
 def _text(name: str, tooltip: str, *, lines: bool = False, placeholder: str | None = None) -> Input:
     options: dict[str, Any] = {"default": "", "multiline": lines}
-    return Input("String", name, tooltip, options=options | ({"placeholder": placeholder} if placeholder else {}))
+    if placeholder:  # the editor shows no name beside a text of several lines
+        options["placeholder"] = f"{name}: {placeholder}" if lines else placeholder
+    return Input("String", name, tooltip, options=options)
 
 
 def _number(kind: str, name: str, tooltip: str, default: float, low: float, high: float, step: float) -> Input:
@@ -63,11 +65,14 @@ def _number(kind: str, name: str, tooltip: str, default: float, low: float, high
 
 _PIPE = Input(PIPELINE, "pipeline", "From Load FOCUS.")
 _IMAGE = Input("Image", "image", "One image or a batch.")
-_REGIONS = (
-    _text("points", "Clicks on the object, in pixels of the image: x,y x,y ...", placeholder="64,48 70,60"),
-    _text("box", "A box around the object, in pixels: x0,y0,x1,y1", placeholder="10,20,60,80"),
-    _text("scribble", "A stroke inside the object, in pixels: x,y x,y ...", placeholder="10,20 30,40 50,45"),
+_POINTS = _text(
+    "points",
+    "Clicks on the object, in pixels of the image: x,y x,y ... What a point editor of another pack gives fits as well.",
+    placeholder="64,48 70,60",
 )
+_BOX = _text("box", "A box around the object, in pixels: x0,y0,x1,y1", placeholder="10,20,60,80")
+_SCRIBBLE = _text("scribble", "A stroke inside the object, in pixels: x,y x,y ...", placeholder="10,20 30,40 50,45")
+_REGIONS = (_POINTS, _BOX, _SCRIBBLE)
 _ROUGH_MASK = Input(
     "Mask",
     "mask",
@@ -191,12 +196,14 @@ NODES: dict[str, Node] = {
                 "In place of words: names of classes, separated by commas. Every object of them is found.",
                 placeholder="circle, star",
             ),
-            *_REGIONS,
+            _POINTS,
             _text(
                 "negative_points",
                 "Clicks on what is not meant, in pixels of the image: x,y x,y ...",
                 placeholder="80,20",
             ),
+            _BOX,
+            _SCRIBBLE,
             _number(
                 "Float",
                 "threshold",

@@ -6,6 +6,7 @@ What does not fit is a ValueError that names the node's input.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,9 +118,10 @@ def read_regions(
     if stroke:
         common.append(_region("scribble", size, Scribble, stroke))
     masks = read_masks(mask, size, count)
-    if negative_points.strip() and not common and masks is None:
+    not_meant = read_pairs(negative_points, "negative_points")
+    if not_meant and not common and masks is None:
         raise InputError("negative_points", "say what is meant as well: points, a box, a scribble or a mask.")
-    for x, y in read_pairs(negative_points, "negative_points"):
+    for x, y in not_meant:
         _region("negative_points", size, Point, x, y)
         common.append(Point(x, y, positive=False))
     if masks is None:
@@ -133,11 +135,12 @@ def read_regions(
 
 
 def read_numbers(text: str, name: str) -> list[float]:
-    """Numbers separated by commas, semicolons or blanks."""
-    parts = text.replace(",", " ").replace(";", " ").split()
+    """Numbers separated by commas, semicolons or blanks; or `[{"x": 64, "y": 48}, ...]`, as other packs' point editors write."""
     try:
-        return [float(part) for part in parts]
-    except ValueError:
+        if text.strip().startswith(("[", '"')):  # no point at all may come as an empty JSON text
+            return [float(point[axis]) for point in json.loads(text) for axis in ("x", "y")]
+        return [float(part) for part in text.replace(",", " ").replace(";", " ").split()]
+    except (ValueError, TypeError, KeyError):
         raise InputError(name, f"expected numbers of pixels such as 64,48, got {text!r}.") from None
 
 

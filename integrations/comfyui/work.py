@@ -129,18 +129,12 @@ def edit(
     instruction: str,
     target: str = "",
     seed: int = 0,
-    steps: int = 0,
-    guidance: float = 0.0,
-    strength: float = 1.0,
-    grow: int = -1,
-    feather: int = -1,
-    crop: int = -1,
-    negative: str = "",
     control_strength: float = 1.0,
     mask: torch.Tensor | None = None,
     control_image: torch.Tensor | None = None,
+    **drawing: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Edited images, and where their pixels were free to change."""
+    """Edited images, and where their pixels were free to change. `drawing` are arguments of `drawing_options`."""
     images, instruction = read_images(image), _words("instruction", instruction)
     masks = read_masks(mask, _size(image), len(images))
     if masks is not None and target.strip():
@@ -150,12 +144,8 @@ def edit(
         raise InputError(
             "mask", "it is empty: not a single pixel may change. Paint on the image, or disconnect the input."
         )
-    options: dict[str, Any] = {
-        "strength": strength,
-        "mask_dilation": grow if grow >= 0 else None,
-        "mask_blur": feather if feather >= 0 else None,
-        "padding_mask_crop": crop if crop >= 0 else None,
-        "negative_prompt": negative.strip() or None,
+    options = {
+        **drawing_options(**drawing),
         "target": target.strip() or None,
         "mask_image": None if masks is None else [masks[index] for index in rows],
         "generator": _generators(seed, rows),
@@ -168,9 +158,7 @@ def edit(
         }
     _require(pipe, "edit", "edit images")
     with _named_inputs({"prompt": "instruction", "mask_image": "mask"}):
-        out = pipe.edit(
-            [images[row] for row in rows], instruction, output_type="pt", **options, **_sampling(steps, guidance)
-        )
+        out = pipe.edit([images[row] for row in rows], instruction, output_type="pt", **options)
     result = image[..., :3].expand(*image.shape[:3], 3).float().cpu().clone()
     places = torch.zeros(len(images), *_size(image))
     result[rows] = keep_own_values(write_images(out.images), result[rows])
@@ -188,16 +176,10 @@ def edit_clip(
     scribble: str = "",
     frame: int = 0,
     seed: int = 0,
-    steps: int = 0,
-    guidance: float = 0.0,
-    strength: float = 1.0,
-    grow: int = -1,
-    feather: int = -1,
-    crop: int = -1,
-    negative: str = "",
     mask: torch.Tensor | None = None,
+    **drawing: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Edited frames, and where their pixels were free to change."""
+    """Edited frames, and where their pixels were free to change. `drawing` are arguments of `drawing_options`."""
     frames, size, instruction = read_images(image), _size(image), _words("instruction", instruction)
     regions = _regions_on(frame, len(frames), size, mask, points=points, box=box, scribble=scribble)
     if regions is not None and words.strip():
@@ -212,12 +194,7 @@ def edit_clip(
             words.strip() or None,
             None if regions is None else {frame: [regions[0]]},
             generator=_generators(seed, [0])[0],
-            mask_dilation=grow if grow >= 0 else None,
-            mask_blur=feather if feather >= 0 else None,
-            padding_mask_crop=crop if crop >= 0 else None,
-            negative_prompt=negative.strip() or None,
-            strength=strength,
-            **_sampling(steps, guidance),
+            **drawing_options(**drawing),
         )
     return keep_own_values(write_pictures(out.images), image), write_masks(list(out.edit_masks), size)
 
@@ -246,6 +223,26 @@ def generate(
             **_sampling(steps, guidance),
         )
     return write_images(out.images)
+
+
+def drawing_options(
+    steps: int = 0,
+    guidance: float = 0.0,
+    strength: float = 1.0,
+    grow: int = -1,
+    feather: int = -1,
+    crop: int = -1,
+    negative: str = "",
+) -> dict[str, Any]:
+    """What FOCUS Edit and FOCUS Edit Clip say alike about the drawing, as arguments of the pipeline."""
+    return {
+        **_sampling(steps, guidance),
+        "strength": strength,
+        "mask_dilation": grow if grow >= 0 else None,
+        "mask_blur": feather if feather >= 0 else None,
+        "padding_mask_crop": crop if crop >= 0 else None,
+        "negative_prompt": negative.strip() or None,
+    }
 
 
 def _control_maps(control_image: torch.Tensor, image: torch.Tensor) -> list[Any]:

@@ -396,6 +396,7 @@ def _train(args: argparse.Namespace) -> None:
         resume=args.resume,
         max_minutes=args.max_minutes,
         threads=args.threads,
+        workers=args.workers,
         overrides=overrides,
     )
 

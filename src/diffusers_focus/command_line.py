@@ -67,6 +67,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= 2**16:
         raise argparse.ArgumentTypeError(f"expected a port from 0 up to 65535, got {text!r}")
@@ -237,6 +243,9 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     )
     train.add_argument("--max-minutes", type=float, metavar="M", help="stop and save after this long")
     train.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    train.add_argument(
+        "--workers", type=_whole, default=0, metavar="N", help="processes that draw batches ahead (default: none)"
+    )
     train.add_argument(
         "--set",
         dest="overrides",

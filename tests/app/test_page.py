@@ -28,6 +28,10 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
 ]
 
+REACHED = (  # by the tabulator key; the picture itself is pointed at by typing a place
+    "upload scene tool mode words find place point brush clear question about ask instruction crop edit stop undo "
+    "image-file mask-file"
+)
 SCENE = 1_000_004
 AT = (44, 30)  # the diamond
 WAIT = 240_000  # milliseconds, for a busy machine
@@ -108,6 +112,8 @@ class User:
     def click(self, x, y, size):
         image = self.page.locator("#canvas img").first
         image.wait_for()
+        image.evaluate("image => image.decode()")  # the page takes no clicks on a picture that is still loading
+        image.scroll_into_view_if_needed()
         box = image.bounding_box()
         natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
         scale = min(box["width"] / natural[0], box["height"] / natural[1])  # fitted into its frame, in the middle
@@ -223,6 +229,16 @@ def test_words_boxes_brush_and_places(user, scene, truth, tmp_path):
     by_box = user.download("mask-file", tmp_path) > 127
     assert (by_box & by_place).sum() > 0.8 * (by_box | by_place).sum()
 
+    for how, first, second in (("- does not", (62, 24), (92, 50)), ("+ belongs to it", (30, 12), (58, 48))):
+        user.page.get_by_label(how).check()
+        user.click(*first, (128, 128))
+        user.told("opposite corner")
+        user.click(*second, (128, 128))
+        user.told("score")
+        corrected = user.download("mask-file", tmp_path) > 127
+        assert (corrected & by_box).sum() > 0.7 * (corrected | by_box).sum(), how
+    user.page.get_by_label("new mask").check()
+
     user.page.locator("#brush button").first.click()
     user.press("load-brush")
     canvas = user.page.locator("#editor canvas").first
@@ -236,7 +252,6 @@ def test_words_boxes_brush_and_places(user, scene, truth, tmp_path):
     user.page.mouse.move(middle[0] + 40, middle[1], steps=12)
     user.page.mouse.up()
     user.page.wait_for_timeout(1500)
-    user.shoot("brush")
     user.press("paint")
     user.told("Painted")
     painted = user.download("mask-file", tmp_path) > 127
@@ -257,6 +272,14 @@ def test_stop_and_progress(user, scene):
     user.page.get_by_text(re.compile(r"\d+/900")).first.wait_for()
     user.press("stop")
     user.told("Stopped; the picture is as it was")
+
+    user.page.locator("h1").click()  # from the top of the page on
+    ids = "() => { let ids = []; for (let e = document.activeElement; e; e = e.parentElement) ids.push(e.id); return ids }"
+    reached = set()
+    for _ in range(60):
+        user.page.keyboard.press("Tab")
+        reached |= set(user.page.evaluate(ids))
+    assert set(REACHED.split()) <= reached
 
 
 def test_strange_pictures(user, tmp_path):
@@ -302,5 +325,9 @@ def test_two_users_at_once(browser, url, truth, scene, tmp_path):
         one.press("edit")
     for one, name in zip(users, ("green diamond", "red triangle")):
         one.told(f"Done: remove the {name}")
+    users[0].page.locator("#history button.thumbnail-item, #history .thumbnail-lg").first.click()
+    users[0].told("Undone: remove the green diamond")
+    assert users[0].page.locator("#history img").count() == 0 and users[1].page.locator("#history img").count() == 1
+    for one in users:
         assert one.complaints == []
         one.context.close()

@@ -136,6 +136,18 @@ def test_edit_is_the_pipelines_and_undo_goes_back(studio, session):
     assert session.image is before and (session.mask == disk_mask()).all() and session.past == []
 
 
+def test_history_goes_back_over_several_edits(studio, session):
+    pictures, masks = [], [disk_mask(), ~disk_mask(), None]
+    for mask in masks:
+        session.mask = mask
+        pictures.append(session.image)
+        studio.edit(session, f"edit {len(pictures)}", steps=1)
+    assert studio.undo(session, 1) == "Undone: edit 2" and [one.instruction for one in session.past] == ["edit 1"]
+    assert session.image is pictures[1] and (session.mask == masks[1]).all()
+    with pytest.raises(ValueError, match="no edit to undo"):
+        studio.undo(session, 1)
+
+
 def test_stop_ends_an_edit_and_leaves_everything_as_it_was(studio, session):
     session.mask, before = disk_mask(), session.image
 

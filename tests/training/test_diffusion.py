@@ -11,9 +11,6 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import nn
 
 from diffusers_focus.processing.masks import resample_mask
-from diffusers_focus.steps.editing import EditPrompt, edit_codes
-from diffusers_focus.steps.encode import encode_tensors
-from diffusers_focus.steps.sampling import GREEDY
 from diffusers_focus.training.batches import scene_batch
 from diffusers_focus.training.diffusion import DecoderObjective, EditBatch
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, select_parameters
@@ -85,39 +82,6 @@ def test_the_map_is_the_truth_inside_the_change_and_the_source_outside():
     assert inside[0, 0].sum() == 4
     torch.testing.assert_close(mixed[:, width:], torch.where(inside, of_target, of_source)[:, width:])
     assert not torch.equal(of_target, of_source)
-
-
-def test_own_tokens_are_what_the_language_model_writes_in_the_region_and_the_sources_elsewhere():
-    one = objective(edits=1.0, own_tokens=1.0)
-    batch = next(drawn for drawn in map(one.batch, range(9)) if drawn.instructions)
-    row, text = next(iter(batch.instructions.items()))
-    with torch.no_grad():
-        own, true = one.token_map(batch), one.token_map(replace(batch, instructions={}))
-        other = one.token_map(replace(batch, instructions={row: "remove the cross"}))
-        source = one.token_map(EditBatch(batch.source))
-        codes = edit_codes(
-            one.components,
-            encode_tensors(one.components, batch.source[row : row + 1]),
-            [EditPrompt(0, text)],
-            [batch.change[row, 0].numpy() > 0],
-            semantic=GREEDY,
-            pixel=GREEDY,
-        )
-    tokenizer = one.components.visual_tokenizer
-    lookups = [
-        q.lookup(c).movedim(-1, 1).float()
-        for q, c in zip((tokenizer.semantic_quantizer, tokenizer.pixel_quantizer), codes)
-    ]
-    torch.testing.assert_close(own[row : row + 1], tokenizer.merge(*lookups))
-    width = own.shape[1] // 2
-    inside = (resample_mask(batch.change, tuple(own.shape[-2:]), "any") > 0)[row, 0]
-    assert torch.equal(own[row, width:, ~inside], source[row, width:, ~inside])
-    assert not torch.equal(own[row], true[row]) and not torch.equal(own[row], other[row])
-    left = [index for index in range(len(batch.target)) if index not in batch.instructions]
-    assert torch.equal(own[left], true[left])
-    out, _ = one.loss(batch, 0)
-    out.backward()
-    assert all(p.grad is None for p in one.components.language_model.parameters())
 
 
 @pytest.mark.parametrize(

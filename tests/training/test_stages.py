@@ -31,7 +31,6 @@ FROZEN = {
     "3-found": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "3-identities": ("language", {"mask_decoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),
-    "4-own-tokens": ("decoder_on_own_tokens", {"unet", "mask_conditioner"}),
 }
 SHORT = {"steps": 2, "batch_size": 1, "size": 64, "crop": 16, "log_every": 1}
 

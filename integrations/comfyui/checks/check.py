@@ -196,7 +196,8 @@ async def check_examples(comfy: Comfy, report: Report, reference: Reference, pic
         from diffusers_focus.processing.drawing import contact_sheet
 
         for name, (images, captions) in shown.items():
-            contact_sheet(images, captions=captions, cell=256).save(EXAMPLES / f"{name}.jpg", quality=92)
+            columns = 2 if len(images) == 4 else len(images)  # the editor shows them in squares
+            contact_sheet(images, columns, captions=captions, cell=256).save(EXAMPLES / f"{name}.jpg", quality=92)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> str:
@@ -221,9 +222,8 @@ async def check_cancel(comfy: Comfy, report: Report) -> None:
     done = await comfy.run(graph, press)
     last = done.steps[-1][0]
     # The message that tells of a step, and the button's way back, take a moment in which a small model goes on.
-    report.line(
-        "cancel ends the run", done.kind == "execution_interrupted", f"pressed at step {pressed}, ended at {last}"
-    )
+    soon = done.kind == "execution_interrupted" and pressed != [] and last <= pressed[0] + 20
+    report.line("cancel ends the run", soon, f"pressed at step {pressed}, ended at {last}")
     node(graph, "FocusEdit", steps=2, seed=12)
     done = await comfy.run(graph)
     report.line("the run after it is whole", done.kind == "execution_success", done.message)
@@ -248,6 +248,13 @@ async def check_errors(comfy: Comfy, report: Report) -> None:
     """What goes wrong is told of the node's input."""
     cases: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
         ("missing model", "focus_ask", lambda g: node(g, "FocusLoad", folder="no-such-model"), "no-such-model"),
+        ("missing repository", "focus_ask", lambda g: node(g, "FocusLoad", hub_id="no-one/nothing"), "Input hub_id"),
+        (
+            "missing ControlNet",
+            "focus_ask",
+            lambda g: node(g, "FocusLoad", controlnet="no-one/net"),
+            "Input controlnet",
+        ),
         ("empty question", "focus_ask", lambda g: node(g, "FocusAsk", question=" "), "Input question"),
         ("point outside", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="500,2"), "Input points"),
         ("no number", "focus_click_to_edit", lambda g: node(g, "FocusSegment", points="here"), "Input points"),

@@ -32,6 +32,18 @@ STOCK: dict[str, tuple[dict[str, str], list[str], list[Any], dict[str, str]]] = 
     "PreviewAny": ({"source": "*"}, [], [], {}),
 }
 
+SIZES = {  # of nodes in the editor: widgets and, where pictures are shown, room for them
+    "FocusLoad": (360, 180),
+    "FocusAsk": (380, 260),
+    "FocusSegment": (380, 350),
+    "FocusSegmentClip": (380, 350),
+    "FocusEdit": (380, 430),
+    "LoadImage": (360, 330),
+    "SaveImage": (360, 360),
+    "MaskToImage": (220, 30),
+    "PreviewAny": (380, 110),
+}
+
 
 @dataclass
 class Step:
@@ -82,41 +94,41 @@ def workflows() -> dict[str, dict[str, Step]]:
     return {
         "focus_ask": {
             **_start(),
-            "ask": Step("FocusAsk", (420, 60), {"question": "how many objects are there?"}, _FROM),
-            "answer": Step("PreviewAny", (860, 60), {}, {"source": ("ask", "answer")}),
+            "ask": Step("FocusAsk", (460, 60), {"question": "how many objects are there?"}, _FROM),
+            "answer": Step("PreviewAny", (900, 60), {}, {"source": ("ask", "answer")}),
         },
         "focus_segment_by_words": {
             **_start(),
-            "find": Step("FocusSegment", (420, 60), {"words": "the green diamond"}, _FROM),
-            "overlay": Step("SaveImage", (860, 60), {"filename_prefix": "focus_overlay"}, {"images": ("find", "overlay")}),
-            "white": Step("MaskToImage", (860, 380), {}, {"mask": ("find", "mask")}),
-            "mask": Step("SaveImage", (1120, 380), {"filename_prefix": "focus_mask"}, {"images": ("white", "IMAGE")}),
-            "text": Step("PreviewAny", (860, 500), {}, {"source": ("find", "text")}),
+            "find": Step("FocusSegment", (460, 60), {"words": "the green diamond"}, _FROM),
+            "overlay": Step("SaveImage", (900, 60), {"filename_prefix": "focus_overlay"}, {"images": ("find", "overlay")}),
+            "white": Step("MaskToImage", (1320, 60), {}, {"mask": ("find", "mask")}),
+            "mask": Step("SaveImage", (1320, 160), {"filename_prefix": "focus_mask"}, {"images": ("white", "IMAGE")}),
+            "text": Step("PreviewAny", (460, 480), {}, {"source": ("find", "text")}),
         },
         "focus_click_to_edit": {
             **_start(),
-            "click": Step("FocusSegment", (420, 60), {"points": "44,30"}, _FROM),
+            "click": Step("FocusSegment", (460, 60), {"points": "44,30"}, _FROM),
             "edit": Step(
-                "FocusEdit", (860, 60), {"instruction": "make the green diamond blue"}, {**_FROM, "mask": ("click", "mask")}
+                "FocusEdit", (900, 60), {"instruction": "make the green diamond blue"}, {**_FROM, "mask": ("click", "mask")}
             ),
-            "overlay": Step("SaveImage", (860, 560), {"filename_prefix": "focus_click"}, {"images": ("click", "overlay")}),
-            "save": Step("SaveImage", (1300, 60), {"filename_prefix": "focus_edit"}, {"images": ("edit", "image")}),
+            "overlay": Step("SaveImage", (460, 480), {"filename_prefix": "focus_click"}, {"images": ("click", "overlay")}),
+            "save": Step("SaveImage", (1340, 60), {"filename_prefix": "focus_edit"}, {"images": ("edit", "image")}),
         },
         "focus_edit_painted_mask": {
             **_start(PAINTED),
             "edit": Step(
-                "FocusEdit", (420, 60), {"instruction": "remove the green diamond"}, {**_FROM, "mask": ("scene", "MASK")}
+                "FocusEdit", (460, 60), {"instruction": "remove the green diamond"}, {**_FROM, "mask": ("scene", "MASK")}
             ),
-            "save": Step("SaveImage", (860, 60), {"filename_prefix": "focus_painted"}, {"images": ("edit", "image")}),
+            "save": Step("SaveImage", (900, 60), {"filename_prefix": "focus_painted"}, {"images": ("edit", "image")}),
         },
         "focus_edit_clip": {
             **_start(FRAMES),
-            "follow": Step("FocusSegmentClip", (420, 60), {"points": "70,22"}, _FROM),
+            "follow": Step("FocusSegmentClip", (460, 60), {"points": "70,22"}, _FROM),
             "edit": Step(
-                "FocusEdit", (860, 60), {"instruction": "remove the blue circle"}, {**_FROM, "mask": ("follow", "mask")}
+                "FocusEdit", (900, 60), {"instruction": "remove the blue circle"}, {**_FROM, "mask": ("follow", "mask")}
             ),
-            "overlay": Step("SaveImage", (860, 560), {"filename_prefix": "focus_follow"}, {"images": ("follow", "overlay")}),
-            "save": Step("SaveImage", (1300, 60), {"filename_prefix": "focus_clip"}, {"images": ("edit", "image")}),
+            "overlay": Step("SaveImage", (460, 480), {"filename_prefix": "focus_follow"}, {"images": ("follow", "overlay")}),
+            "save": Step("SaveImage", (1340, 60), {"filename_prefix": "focus_clip"}, {"images": ("edit", "image")}),
         },
     }  # fmt: skip
 
@@ -155,7 +167,7 @@ def editor_format(steps: dict[str, Step]) -> dict[str, Any]:
                 "id": number,
                 "type": step.type,
                 "pos": list(step.at),
-                "size": [380, 200] if step.type.startswith("Focus") else [240, 100],
+                "size": list(SIZES[step.type]),
                 "flags": {},
                 "order": order,
                 "mode": 0,

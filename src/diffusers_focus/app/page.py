@@ -27,7 +27,12 @@ WAITING = 16  # calls that may wait for their turn; further ones are told to com
 KEEP = 3600  # seconds that sessions and files of a page that was left are kept
 CLICK, BOX = "click", "box (two clicks)"
 TITLE = "FOCUS: point at something, say what should happen"
-CSS = "#canvas img { cursor: crosshair; } footer { display: none !important; }"
+CSS = """
+#canvas img { cursor: crosshair; }
+#find, #point { align-self: stretch; height: auto; border-radius: 0; border-bottom: 2px solid var(--background-fill-primary); }
+#history .grid-wrap { padding-top: 32px; }
+footer { display: none !important; }
+"""
 
 
 def build_page(pipe: Any, files: Path) -> gr.Blocks:
@@ -52,17 +57,20 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
                     height=520,
                 )
                 status = gr.Markdown("Upload a picture, or let a scene be drawn.", elem_id="status")
-                with gr.Accordion("before and after", open=True):
-                    slider = gr.ImageSlider(label="before | after", elem_id="slider", format="png", interactive=False)
+                slider = gr.ImageSlider(
+                    label="before | after", elem_id="slider", format="png", interactive=False, visible=False
+                )
                 history = gr.Gallery(
-                    label="history",
+                    label="history: choose a picture to go back to it",
                     columns=4,
+                    height=220,
                     object_fit="contain",
                     allow_preview=False,
                     fit_columns=False,
                     interactive=False,
                     elem_id="history",
                     format="png",
+                    visible=False,
                 )
             with gr.Column(scale=2):
                 with gr.Row():
@@ -158,6 +166,9 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
             options = {"seed": int(number or 0), "steps": int(count or 0), "strength": share or 1.0, "crop": near}
             return act(session, lambda: studio.edit(session, text, progress=_progress(progress), **options), True)
 
+        def on_history(session: Session, event: gr.SelectData) -> list[Any]:
+            return act(session, lambda: studio.undo(session, event.index), True)
+
         def on_stop(session: Session) -> None:
             session.stop = True
 
@@ -191,6 +202,7 @@ def build_page(pipe: Any, files: Path) -> gr.Blocks:
         )
         stop.click(on_stop, [state], None, queue=False)
         undo.click(lambda s: act(s, lambda: studio.undo(s), True), [state], shown, **light)
+        history.select(on_history, [state], shown, **light)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
 
@@ -213,7 +225,7 @@ def _image(session: Session) -> Any:
 def _picture(session: Session, files: Path) -> list[Any]:
     """Before and after, the picture without loss, the history."""
     if not session.past:
-        return [None, None, []]
+        return [gr.ImageSlider(value=None, visible=False), None, gr.Gallery(value=[], visible=False)]
     pair = (session.view(session.past[-1].image), session.view(session.require_image()))
     middle = 50.0
     if session.edit_mask is not None:  # the line goes through what was changed
@@ -222,9 +234,9 @@ def _picture(session: Session, files: Path) -> list[Any]:
     file = str(Path(tempfile.mkdtemp(dir=files)) / "focus.png")
     session.require_image().save(file, compress_level=1)
     return [
-        gr.ImageSlider(value=pair, slider_position=middle),
+        gr.ImageSlider(value=pair, slider_position=middle, visible=True),
         file,
-        [(one.small, one.instruction) for one in session.past],
+        gr.Gallery(value=[(one.small, one.instruction) for one in session.past], visible=True, selected_index=None),
     ]
 
 

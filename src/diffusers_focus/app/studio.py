@@ -147,11 +147,12 @@ class Studio:
         session.edit_mask = None
         return "A scene of the world focus-tiny was trained on. Point at something, or say what to find."
 
-    def undo(self, session: Session) -> str:
-        """Back to the picture before the last edit, with its mask."""
-        if not session.past:
+    def undo(self, session: Session, to: int = -1) -> str:
+        """Back to the picture before the last edit, with its mask; or to any picture of `session.past`, counted from 0."""
+        if not session.past[to:]:
             raise ValueError("There is no edit to undo.")
-        version = session.past.pop()
+        version = session.past[to]
+        del session.past[to:]
         session.show(version.image)
         session.mask, session.edit_mask = version.mask, None
         return f"Undone: {version.instruction}"

@@ -10,10 +10,12 @@ intervals, with all seeds of a scene together. The measurement is this project's
    visual tokens are still drawn in that place). Scenes in which it finds nothing are left out and counted; so are
    background edits.
 2. Twins. Scenes with two identical objects; the instruction names both ("make the red circle blue"), a click that the
-   language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. A pixel has changed
-   where the mean absolute difference to the source picture, over the channels, is above 0.15 of the range; the new
-   colour is one that lies further off than that. Measured is which share of the changed pixels lies inside the chosen
-   object, inside its twin (both grown by 4 pixels) and elsewhere.
+   language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. Measured is which
+   share of the changed pixels lies inside the chosen object, inside its twin (both grown by 4 pixels) and elsewhere. A
+   pixel has changed where the mean absolute difference, over the channels, is above 0.15 of the range; the new colour is
+   one that lies further off than that. What the edit changed is the difference to the same picture drawn raw from the
+   same noise with no more than a pixel of a corner free to change; the difference to the source picture holds what the
+   decoder cannot keep as well ("from_source").
 """
 
 from __future__ import annotations
@@ -179,17 +181,22 @@ class AblationTask:
             return
         encoding = pipe.encode_image([images[row] for row in kept])
         instructions, chosen_masks = [found[row][3] for row in kept], [masks[row] for row in kept]
+        corners = [_far_corner(mask) for mask in chosen_masks]
         for seed in SEEDS:
             seeds = [found[row][0].seed + _SEED_STEP * seed for row in kept]
             pictures, _ = self._draw(pipe, encoding, instructions, chosen_masks, seeds, size)
-            for row, picture in zip(kept, pictures, strict=True):
+            unedited, _ = self._draw(pipe, encoding, instructions, corners, seeds, size)
+            for row, picture, before in zip(kept, pictures, unedited, strict=True):
                 scene, chosen, twin, _ = found[row]
+                places = drawn[row].masks[chosen], drawn[row].masks[twin]
+                from_source = _where_changed(picture, drawn[row].image, *places)
                 self.twins.append(
                     {
                         "scene": scene.seed,
                         "seed": seed,
                         "mask_iou": metrics.iou(masks[row], drawn[row].masks[chosen]),
-                        **_where_changed(picture, drawn[row].image, drawn[row].masks[chosen], drawn[row].masks[twin]),
+                        **_where_changed(picture, before, *places),
+                        **{f"from_source_{name}": value for name, value in from_source.items()},
                     }
                 )
 
@@ -234,12 +241,22 @@ class AblationTask:
                 found[f"own_minus_{other}"] = figure(self.arms, f"own_minus_{other}")
         if self.twins:
             found["twins"] = {"mask_mIoU": figure(self.twins, "mask_iou"), "changed": figure(self.twins, "has_changed")}
+            for start, title in (("", "changed"), ("from_source_", "from_source")):
+                if any(row[f"{start}changed"] for row in self.twins):
+                    for key in ("chosen", "twin", "elsewhere"):
+                        found["twins"][f"{title}_in_{key}"] = figure(self.twins, start + key, f"{start}changed")
             if any(row["changed"] for row in self.twins):
-                for key in ("chosen", "twin", "elsewhere"):
-                    found["twins"][f"changed_in_{key}"] = figure(self.twins, key, "changed")
                 known = [row for row in self.twins if row["has_changed"]]
                 found["twins"]["prefers_chosen"] = figure(known, "prefers_chosen")
         return found
+
+
+def _far_corner(mask: np.ndarray) -> np.ndarray:
+    """bool [H, W]: the pixel in the corner that is furthest from the middle of a mask."""
+    rows, columns = mask.nonzero()
+    corner = np.zeros_like(mask)
+    corner[-1 if 2 * rows.mean() < len(mask) else 0, -1 if 2 * columns.mean() < mask.shape[1] else 0] = True
+    return corner
 
 
 def _where_changed(

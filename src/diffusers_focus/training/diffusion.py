@@ -8,7 +8,7 @@ reaches the UNet's cross-attention through `FocusMaskConditioner`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,6 @@ from torch import nn
 from ..data.language import rough_support, sample_edit
 from ..data.world import render
 from ..processing.masks import resample_mask
-from ..steps.editing import EditPrompt, edit_codes
-from ..steps.encode import encode_tensors
-from ..steps.sampling import GREEDY
 from .batches import scene_batch, to_pixel_values
 from .tokenizer import drop_samples, fused_features, replace_codes
 from .trainer import StageRecipe
@@ -39,14 +36,12 @@ class EditBatch:
         source: the same before the edit, or None where nothing was edited (stage 1b).
         change: float [B, 1, S, S], where source and target differ, or None.
         objects: float [B, 1, S, S], the pixels that weigh more: objects, or the change; None where all weigh the same.
-        instructions: what the language model is told, by row of the batch; rows that are not here take the true codes.
     """
 
     target: torch.Tensor
     source: torch.Tensor | None = None
     change: torch.Tensor | None = None
     objects: torch.Tensor | None = None
-    instructions: dict[int, str] = field(default_factory=dict)
 
 
 class DecoderObjective:
@@ -54,12 +49,11 @@ class DecoderObjective:
 
     Args:
         components: vae, unet, scheduler, visual_tokenizer; vision_encoder and image_processor unless `semantic_drop` is 1;
-            mask_conditioner where edits are trained; language_model and lm_tokenizer where it writes tokens itself.
-        recipe: options `size` 128; `edits` 0, share of batches that are edits with their mask (stage 4); `own_tokens` 0, share of
-            edits of objects whose region has the tokens that the language model writes; `noise_samples` 0.5 and `noise_tokens`
-            0.1; `semantic_noise` as `noise_tokens`, of the semantic codes; `semantic_drop` 0.1; `pixel_drop` 0.1 (paper 0.5);
-            `map_drop` 0.05; `region_drop` 0, of the pixel codes of an edit's region alone; `mask_drop` 0.1; `object_weight` 3,
-            weight of latents of objects (stage 4: of the change) over the others; `resolution_index` 0.
+            mask_conditioner where edits are trained.
+        recipe: options `size` 128; `edits` 0, share of batches that are edits with their mask (stage 4); `noise_samples` 0.5 and
+            `noise_tokens` 0.1; `semantic_noise` as `noise_tokens`, of the semantic codes; `semantic_drop` 0.1; `pixel_drop` 0.1
+            (paper 0.5); `map_drop` 0.05; `mask_drop` 0.1; `object_weight` 3, weight of latents of objects (stage 4: of the
+            change) over the others; `resolution_index` 0.
     """
 
     def __init__(self, components: Any, recipe: StageRecipe):
@@ -67,12 +61,10 @@ class DecoderObjective:
         options = recipe.options
         self.size = options.get("size", 128)
         self.edits = options.get("edits", 0.0)
-        self.own_tokens = options.get("own_tokens", 0.0)
         self.noise = (options.get("noise_samples", 0.5), options.get("noise_tokens", 0.1))
         self.semantic_noise = (self.noise[0], options.get("semantic_noise", self.noise[1]))
         self.drops = (options.get("semantic_drop", 0.1), options.get("pixel_drop", 0.1), options.get("map_drop", 0.05))
         self.mask_drop = options.get("mask_drop", 0.1)
-        self.region_drop = options.get("region_drop", 0.0)
         self.object_weight = options.get("object_weight", 3.0)
         self.resolution_index = float(options.get("resolution_index", 0))
         if self.drops[0] >= 1:  # input channels that are never seen must not act when they are
@@ -94,7 +86,6 @@ class DecoderObjective:
         names = ["unet", "vae", "visual_tokenizer"]
         names += ["vision_encoder"] if self.drops[0] < 1 else []
         names += ["mask_conditioner"] if self.edits else []
-        names += ["language_model"] if self.own_tokens else []
         return {name: getattr(self.components, name) for name in names}
 
     def batch(self, step: int) -> EditBatch:
@@ -109,12 +100,7 @@ class DecoderObjective:
         change = [rough_support(scene, edit, self.size, rng) for scene, edit in zip(scenes.scenes, edits, strict=True)]
         target = to_pixel_values([render(edit.result, self.size).image for edit in edits])
         region = torch.from_numpy(np.stack(change)).float()[:, None]
-        own = {
-            row: edit.instruction
-            for row, edit in enumerate(edits)
-            if rng.random() < self.own_tokens and edit.edit_kind != "background"
-        }
-        return EditBatch(target, scenes.pixel_values, region, region, own)
+        return EditBatch(target, scenes.pixel_values, region, region)
 
     def loss(self, batch: EditBatch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean squared error of the scheduler's prediction type."""
@@ -154,40 +140,25 @@ class DecoderObjective:
         """The merged map [B, 2C, hp, wp]: source codes outside the change, target codes inside; noise and drops applied."""
         tokenizer = self.components.visual_tokenizer
         semantic_drop, pixel_drop, map_drop = self.drops
-        written = self._written(batch) if batch.instructions else None
         pixel = self._indices(batch, self._pixel_indices)
-        codes = self._noised(pixel, tokenizer.pixel_quantizer, self.noise, batch, written and written[1])
+        codes = tokenizer.pixel_quantizer.lookup(pixel).movedim(-1, 1)
+        codes = replace_codes(
+            codes, tokenizer.pixel_quantizer.lookup, tokenizer.config.pixel_codebook_size, *self.noise
+        )
         codes = drop_samples(codes, pixel_drop)
-        if batch.change is not None and self.region_drop:
-            inside = resample_mask(batch.change, tuple(codes.shape[-2:]), "any") > 0
-            codes = torch.where(inside, drop_samples(codes, self.region_drop), codes)
         if semantic_drop >= 1:
             semantic = torch.zeros_like(codes)
         else:
             indices = self._indices(batch, self._semantic_indices)
-            semantic = self._noised(
-                indices, tokenizer.semantic_quantizer, self.semantic_noise, batch, written and written[0]
+            semantic = tokenizer.semantic_quantizer.lookup(indices).movedim(-1, 1)
+            semantic = replace_codes(
+                semantic,
+                tokenizer.semantic_quantizer.lookup,
+                tokenizer.config.semantic_codebook_size,
+                *self.semantic_noise,
             )
             semantic = drop_samples(semantic, semantic_drop)
         return drop_samples(tokenizer.merge(semantic.float(), codes.float()), map_drop)
-
-    def _noised(self, indices, quantizer, noise, batch: EditBatch, written: torch.Tensor | None) -> torch.Tensor:
-        """Codes [B, C, h, w] with some of them replaced; of rows that the language model wrote, what it wrote."""
-        codes = quantizer.lookup(indices).movedim(-1, 1)
-        codes = replace_codes(codes, quantizer.lookup, len(quantizer.frozen_codebook), *noise)
-        if written is not None:
-            codes[list(batch.instructions)] = quantizer.lookup(written).movedim(-1, 1).to(codes.dtype)
-        return codes
-
-    def _written(self, batch: EditBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes [R, hs, ws] and [R, hp, wp] of the rows of `batch.instructions`: the source's, rewritten in the region."""
-        assert batch.source is not None and batch.change is not None
-        rows = list(batch.instructions)
-        prompts = [EditPrompt(number, batch.instructions[row]) for number, row in enumerate(rows)]
-        masks = [batch.change[row, 0].cpu().numpy() > 0 for row in rows]
-        with torch.autocast(batch.source.device.type, enabled=False):  # as in use; the cache has the weights' type
-            encoding = encode_tensors(self.components, batch.source[rows])
-            return edit_codes(self.components, encoding, prompts, masks, semantic=GREEDY, pixel=GREEDY)
 
     def _indices(self, batch: EditBatch, encode) -> torch.Tensor:
         target = encode(batch.target)

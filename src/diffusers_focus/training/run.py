@@ -20,8 +20,8 @@ FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
     """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits initialize initialize_codes
     keep_codes kl_weight map_drop mask_drop masks_every match_scale max_tokens mixture mse_weight noise_samples
-    noise_tokens object_weight own_tokens perceptual_weight pixel_drop pixel_tokens prompts region_drop resolution_index
-    semantic_drop semantic_noise size twins""".split()
+    noise_tokens object_weight perceptual_weight pixel_drop pixel_tokens prompts resolution_index semantic_drop
+    semantic_noise size twins""".split()
 )
 """What objectives read from a recipe's options; a slip of the pen is told instead of trained without."""
 
@@ -73,6 +73,7 @@ def run_stage(
     overrides: dict[str, Any] | None = None,
     progress: bool = True,
     variant: str = "focus-tiny",
+    workers: int = 0,
 ) -> bool:
     """Train one stage until its last step or for `max_minutes`; a later call goes on where it stopped.
 
@@ -82,6 +83,7 @@ def run_stage(
         resume: False starts the stage anew.
         threads: CPU threads, default torch's own choice.
         overrides: see `with_overrides`.
+        workers: processes that draw batches ahead of each training process; the steps are the same.
 
     Returns:
         Whether the stage is complete. Only then its components replace those in the folder.
@@ -104,7 +106,7 @@ def run_stage(
     torch.manual_seed(recipe.seed)
     objective = build_objective(share_of(recipe), components, root)
     folder = root / "stages" / stage
-    trainer = Trainer(recipe, objective, folder)
+    trainer = Trainer(recipe, objective, folder, workers=workers)
     skipped = getattr(getattr(getattr(objective, "samples", None), "stream", None), "skipped", None)
     if resume and skipped is not None and (folder / SKIPPED).is_file():
         skipped.merge(**json.loads((folder / SKIPPED).read_text()))

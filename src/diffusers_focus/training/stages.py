@@ -221,25 +221,6 @@ STAGES: dict[str, StageRecipe] = {
             ema_decay=0.99,
             options={"edits": 1.0, "semantic_drop": 0.3, "semantic_noise": 0.3, "pixel_drop": 0.05},
         ),
-        StageRecipe(
-            name="4-own-tokens",
-            objective="decoder_on_own_tokens",
-            groups=(ParameterGroup("unet", 5e-4), ParameterGroup("mask_conditioner", 1e-3)),
-            steps=1500,
-            batch_size=8,
-            seed=29,
-            decay_fraction=0.5,
-            warmup_steps=20,
-            ema_decay=0.99,
-            options={
-                "edits": 1.0,
-                "own_tokens": 0.8,
-                "region_drop": 0.4,
-                "semantic_drop": 0.05,
-                "semantic_noise": 0.05,
-                "pixel_drop": 0.02,
-            },
-        ),
     )
 }
 
@@ -323,17 +304,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "image_processor",
         "mask_conditioner",
     ),
-    "decoder_on_own_tokens": (
-        "unet",
-        "vae",
-        "scheduler",
-        "visual_tokenizer",
-        "vision_encoder",
-        "image_processor",
-        "mask_conditioner",
-        "language_model",
-        "lm_tokenizer",
-    ),
 }
 """Objective -> components it is built from."""
 
@@ -388,7 +358,6 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
         "semantic_tokenizer": lambda: SemanticTokenizerObjective(c.visual_tokenizer, c.vision_encoder, recipe, **sizes),
         "language": lambda: LanguageObjective(c, recipe),
         "decoder": lambda: DecoderObjective(c, recipe),
-        "decoder_on_own_tokens": lambda: DecoderObjective(c, recipe),
     }
     if recipe.objective not in builders:
         raise ValueError(

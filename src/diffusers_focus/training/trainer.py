@@ -19,9 +19,10 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from .workers import check_workers, drawn_ahead
 
 CHECKPOINT = "checkpoint"
 OPTIMIZERS = ("adamw", "muon")
@@ -169,7 +172,8 @@ def build_optimizers(
 class Trainer:
     """Run one stage on accelerate (CPUs or accelerators), with checkpoints, CSV log and loss plot in `output_dir`.
 
-    With several processes the objective's own batch is a process's part of `recipe.batch_size` (see `share_of`).
+    With several processes the objective's own batch is a process's part of `recipe.batch_size` (see `share_of`). `workers` are
+    processes that draw batches ahead of each of them; the steps are the same.
     """
 
     def __init__(
@@ -180,11 +184,14 @@ class Trainer:
         *,
         cpu: bool | None = None,
         on_checkpoint: Callable[[int], None] | None = None,
+        workers: int = 0,
     ):
+        check_workers(workers)
         self.recipe = recipe
         self.objective = objective
         self.directory = Path(output_dir)
         self.on_checkpoint = on_checkpoint
+        self.workers = workers
         use_cpu = not torch.cuda.is_available() if cpu is None else cpu
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=use_cpu)
         self.modules = objective.modules()
@@ -289,15 +296,25 @@ class Trainer:
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the figures of the step."""
+    def _batches(self) -> Generator[Any, None, None]:
+        """The batches of all steps that are left."""
+        if self.workers:
+            here = self.accelerator.num_processes
+            draws = range(self.draw, self.recipe.steps * here, here)
+            yield from drawn_ahead(self.objective, draws, self.workers, partial(seed_step, self.recipe.seed))
+        while self.step < self.recipe.steps:
+            yield self.objective.batch(self.draw)
+
+    def train_step(self, batches: Iterator[Any] | None = None) -> dict[str, float]:
+        """One optimiser step on the next batch; returns the figures of the step."""
         recipe = self.recipe
         seed_step(recipe.seed, self.draw)
         factor = recipe.learning_rate_factor(self.step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-        batch = self.objective.batch(self.draw)
+        batch = self.objective.batch(self.draw) if batches is None else next(batches)
+        seed_step(recipe.seed, self.draw)  # again: a batch that was drawn elsewhere took no random numbers here
         with self.accelerator.autocast(), self._attention():
             loss, figures = self.objective.loss(batch, self.step)
         if not torch.isfinite(loss):
@@ -363,8 +380,9 @@ class Trainer:
             disable=not (progress and main),
             mininterval=5,
         )
+        batches = self._batches()
         while self.step < self.recipe.steps:
-            window.append(self.train_step())
+            window.append(self.train_step(batches))
             self.seconds = earlier + time.monotonic() - started
             bar.update(1)
             if self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps:
@@ -382,6 +400,7 @@ class Trainer:
             if self._out_of_time(started, max_minutes):
                 break
         bar.close()
+        batches.close()
         self.save_checkpoint()
         if main:
             plot_log(self.directory / "log.csv", self.directory / "loss.png")

@@ -33,8 +33,8 @@ for node in nodes:
     schema.validate()
     found[schema.node_id] = {"v1": node.GET_NODE_INFO_V1(), "required": list(node.INPUT_TYPES().get("required", {}))}
 checks = {
-    "good": module.nodes.FocusSegment.validate_inputs(points="1,2", box="", scribble=None),
-    "bad": module.nodes.FocusSegment.validate_inputs(points="here"),
+    "good": module.nodes.FocusEdit.validate_inputs(instruction="remove it"),
+    "linked": module.nodes.FocusAsk.validate_inputs(question=None),
     "empty": module.nodes.FocusEdit.validate_inputs(instruction=" "),
 }
 print(json.dumps({"nodes": found, "checks": checks}))
@@ -80,7 +80,6 @@ def test_only_folders_of_focus_are_offered(listed):
     assert options == ["a", os.path.join("deep", "c")]
 
 
-def test_widgets_are_checked_before_anything_runs(listed):
-    assert listed["checks"]["good"] is True
-    assert listed["checks"]["bad"].startswith("Input points: ")
+def test_empty_texts_are_refused_before_anything_runs(listed):
+    assert listed["checks"]["good"] is True and listed["checks"]["linked"] is True
     assert listed["checks"]["empty"].startswith("Input instruction: ")

@@ -32,7 +32,9 @@ def pack(root):
 
 @pytest.mark.parametrize("node", FUNCTIONS)
 def test_a_nodes_inputs_are_the_arguments_of_what_it_does(node):
-    arguments = inspect.signature(FUNCTIONS[node]).parameters
+    arguments = dict(inspect.signature(FUNCTIONS[node]).parameters)
+    if arguments.pop("drawing", None):
+        arguments |= inspect.signature(work.drawing_options).parameters
     inputs = {one.id: one for one in NODES[node].inputs}
     assert list(inputs)[0] == "pipeline" and set(inputs) - {"pipeline"} == set(arguments) - {"pipe"}
     for name, one in inputs.items():

@@ -107,6 +107,10 @@ def test_regions_are_read_from_text_and_mask():
     assert read_regions(SIZE, 2, points=" 1,2 ", mask=NO_MASK) == [[Point(1, 2)]] * 2
     assert read_regions(SIZE, 1, points="1,2", negative_points="3,4") == [[Point(1, 2), Point(3, 4, positive=False)]]
     assert read_regions(SIZE, 2, mask=NO_MASK) is None and read_regions(SIZE, 1) is None
+    linked = read_regions(
+        SIZE, 1, points='[{"x": 1, "y": 2}]', negative_points="[]"
+    )  # from another pack's point editor
+    assert linked == [[Point(1, 2)]] and read_regions(SIZE, 1, points="[]", negative_points='""') is None
     assert read_names("circle, star\n ring,,") == ["circle", "star", "ring"]
 
 
@@ -116,6 +120,10 @@ def test_regions_are_read_from_text_and_mask():
         ({"points": "1,2,3"}, "points"),
         ({"points": "here"}, "points"),
         ({"points": "nan,2"}, "points"),
+        ({"points": '[{"x": 1}]'}, "points"),
+        ({"points": "[1, 2]"}, "points"),
+        ({"points": "[1, 2"}, "points"),
+        ({"points": '"1, 2"'}, "points"),
         ({"points": "7,2"}, "points"),
         ({"box": "1,2,3"}, "box"),
         ({"box": "3,3,1,1"}, "box"),
