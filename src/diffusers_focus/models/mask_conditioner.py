@@ -63,7 +63,7 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
 
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["MaskConditionerMLP"]
-    # diffusers skips a projection of this name only as long as no adapter is wrapped around it.
+    # diffusers leaves out what is called proj_out; listed, since under an adapter its layers are called otherwise.
     _skip_layerwise_casting_patterns = ["norm", "proj_out"]
 
     @register_to_config
