@@ -91,8 +91,46 @@ def load(folder: str) -> dict[str, Any]:
 
     HfApi().create_tag("me/focus", tag="first", revision="main")
     facts["tag"] = weights(FocusPipeline.from_pretrained("me/focus", revision="first").unet)
+    facts["adapter"] = adapter_by_id(pipe)
     text = FocusPipeline.from_pretrained("me/focus").understand(None, "what is this?", max_new_tokens=3).text
     facts["answers"] = [text, here.understand(None, "what is this?", max_new_tokens=3).text]
+    return facts
+
+
+def adapter_by_id(pipe: Any) -> dict[str, Any]:
+    """A LoRA of both components: pushed, loaded by its id, switched off, unloaded, fused and taken out again."""
+    import tempfile
+
+    import torch
+    from huggingface_hub import HfApi
+    from peft import LoraConfig
+
+    @torch.no_grad()
+    def logits() -> torch.Tensor:
+        return pipe.language_model(torch.arange(20, 40)[None]).logits
+
+    def apart(other: torch.Tensor) -> float:
+        return float((logits() - other).abs().max() / other.abs().max())
+
+    base = logits()
+    for component, layers in {"unet": ["to_q", "to_v"], "language_model": ["q_proj", "v_proj"]}.items():
+        getattr(pipe, component).add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False), "words")
+    adapted = logits()
+    with tempfile.TemporaryDirectory() as place:
+        pipe.save_lora_weights(place, **pipe.lora_layers("words"))
+        HfApi().create_repo("me/words", exist_ok=True)  # the scene is played twice
+        HfApi().upload_folder(repo_id="me/words", folder_path=place)
+    pipe.unload_lora_weights()
+    facts: dict[str, Any] = {"changed": float((adapted - base).abs().max() / base.abs().max()), "unloaded": apart(base)}
+    pipe.load_lora_weights("me/words", adapter_name="teal")
+    facts |= {"adapters": pipe.get_list_adapters(), "loaded": apart(adapted)}
+    pipe.disable_lora()
+    facts["off"] = apart(base)
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    facts["fused"] = apart(adapted)
+    pipe.unfuse_lora()
+    facts["unfused"] = apart(adapted)
     return facts
 
 

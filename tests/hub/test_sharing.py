@@ -130,6 +130,10 @@ def test_a_fresh_process_loads_by_id(pushed, hub, tmp_path):
     assert facts["classes"] == ["FocusPipeline", "FocusPipeline", "FocusUnderstandPipeline"]
     assert facts["subfolder"] == [unet, masks]
     assert facts["answers"][0] == facts["answers"][1]
+    adapter = facts["adapter"]
+    assert adapter["adapters"] == {"unet": ["teal"], "language_model": ["teal"]} and adapter["changed"] > 0.01
+    assert adapter["off"] == adapter["unloaded"] == 0
+    assert max(adapter[name] for name in ("loaded", "fused", "unfused")) < 1e-5
     files = hub.files("me/several")
     assert "tiny/unet/diffusion_pytorch_model.safetensors.index.json" in files and "README.md" not in files
     # Components that are passed are not downloaded.

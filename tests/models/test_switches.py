@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from peft import LoraConfig
+from torch.nn.attention.flex_attention import flex_attention
 
 from tests.tiny import CHANNELS, WIDTH, tiny_components
 
@@ -140,8 +141,6 @@ def test_layerwise_casting_stores_eight_bits_and_stays_near(name):
 def test_repeated_blocks_are_whole_graphs(name):
     """Traced without a break; what a compiler then makes of the graph is its own affair (see the slow test)."""
     model = fresh(name)
-    if not model._repeated_blocks:
-        pytest.skip(f"a {name} repeats nothing")
     torch.compiler.reset()
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
     assert_same(name, run(model, name))
@@ -150,17 +149,46 @@ def test_repeated_blocks_are_whole_graphs(name):
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same(name):
     model = fresh(name)
-    if not model._repeated_blocks:
-        pytest.skip(f"a {name} repeats nothing")
     torch.compiler.reset()
     model.compile_repeated_blocks(fullgraph=True)
     assert_same(name, run(model, name), 1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_with_flex_attention():
+    model = fresh("visual_tokenizer")
+    torch.compiler.reset()
+    with attention_backend(AttentionBackendName.NATIVE):
+        model.set_attention_backend("flex")
+        model.compile_repeated_blocks(fullgraph=True)
+        assert_same("visual_tokenizer", run(model, "visual_tokenizer"), 1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_what_torch_itself_does_to_compiled_flex_attention_on_a_cpu():
+    """Why the tokenizer copies its values and the mask decoder is not compiled with flex: once this fails, both can change."""
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randn(2, 6, 3, 2, 8, generator=generator)  # batch, positions, (q, k, v), heads, width
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        query, key, value = x.transpose(1, 3).unbind(2)
+        return flex_attention(1.5 * query, 0.5 * key, value)
+
+    linear = torch.nn.Linear(16, 16)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        query = linear(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        return flex_attention(query, *(packed[:, :, i].transpose(1, 2) for i in (1, 2)))
+
+    torch.compiler.reset()
+    assert (torch.compile(turned, fullgraph=True)(packed) - turned(packed)).abs().max() > 0.1
+    with pytest.raises(Exception, match="not enough values to unpack"):
+        torch.compile(plain, fullgraph=True)(torch.randn(2, 6, 16, generator=generator))
+
+
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = fresh(name)
-    if not model._supports_gradient_checkpointing:
-        pytest.skip(f"a {name} has nothing worth recomputing")
 
     def gradients() -> list[torch.Tensor | None]:
         model.zero_grad()

@@ -140,7 +140,8 @@ class SemanticAttention(nn.Module):
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # [B, N, heads, head_dim]
         q, k = apply_rotary_pos_emb_vision(q, k, *rotary)
-        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        # A copy, since torch 2.13's flex attention, compiled for a CPU, reads a lone view from its buffer's beginning.
+        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.contiguous().transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

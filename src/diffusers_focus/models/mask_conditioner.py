@@ -39,6 +39,18 @@ class FocusMaskConditionerOutput(BaseOutput):
     sequence: torch.Tensor
 
 
+class MaskConditionerMLP(nn.Sequential):
+    """Layers in turn, [B, T, hidden_dim]: the model's only block, and what `compile_repeated_blocks` compiles.
+
+    It runs as any `nn.Sequential`; torch compiles no code of its own on its own, and a container's forward is that.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Mask on the latent grid -> cross-attention sequence.
 
@@ -49,13 +61,17 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         hidden_dim: Inner width, a multiple of 4.
     """
 
-    _skip_layerwise_casting_patterns = ["norm"]
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["MaskConditionerMLP"]
+    # diffusers leaves out what is called proj_out; listed, since under an adapter its layers are called otherwise.
+    _skip_layerwise_casting_patterns = ["norm", "proj_out"]
 
     @register_to_config
     def __init__(
         self, patch_size: int = 8, code_channels: int = 64, cross_attention_dim: int = 2048, hidden_dim: int = 512
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         if hidden_dim % 4:
             raise ValueError(
                 f"hidden_dim is {hidden_dim}; it must be a multiple of 4 because it carries 2-D sine positions."
@@ -66,7 +82,7 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         self.position_in = nn.Linear(hidden_dim, hidden_dim)
         self.content_in = nn.Linear(code_channels, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
-        self.mlp = nn.Sequential(
+        self.mlp = MaskConditionerMLP(
             nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Linear(4 * hidden_dim, hidden_dim)
         )
         self.norm_out = nn.LayerNorm(hidden_dim)
@@ -116,6 +132,9 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         position = sine_position_2d(rows, columns, config.hidden_dim, mask.device, self.dtype, extent)
 
         h = self.mask_in(patches) + self.content_in(content) + self.position_in(position)
-        h = h + self.mlp(self.norm(h))
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            h = h + self._gradient_checkpointing_func(self.mlp, self.norm(h))
+        else:
+            h = h + self.mlp(self.norm(h))
         sequence = self.proj_out(self.norm_out(h))
         return FocusMaskConditionerOutput(sequence) if return_dict else (sequence,)
