@@ -138,6 +138,29 @@ def test_names_that_are_written_are_the_targets_own(batches):
                 assert names in {item.name for item in scene.objects}
 
 
+def test_naming_asks_for_the_names_that_stand_before_masks():
+    naming, masks = (
+        replace(PLAIN, regions=0, naming=9),
+        replace(PLAIN, regions=0, referring=6, often=("extreme", "extreme")),
+    )
+    kinds, ends = set(), set()
+    for step in range(6):
+        batch, beside = draw(naming, step), draw(masks, step)
+        assert not batch.masked and len(batch.texts) <= 9
+        scene = batch.scenes.scenes[0]
+        own = {item.name for item in scene.objects}
+        for prompt in batch.texts:
+            kinds.add(prompt.kind)
+            words, _, end = written(prompt).partition("<")
+            ends.add(end)
+            if prompt.kind == "names_edit":
+                assert words in own
+            else:
+                assert words == names_of(scene, read(user(prompt), scene.objects))
+        assert len(beside.masked) == 8 and sum(prompt.kind == "extreme" for prompt in beside.masked) >= 2
+    assert {"names_edit", "names_extreme", "names_relation", "names_colour"} <= kinds and ends == {"trigger><|im_end|>"}
+
+
 def test_noise_in_names_comes_in_the_asked_share():
     def share(noise: float) -> float:
         found = [p for step in range(40) for p in draw(replace(PLAIN, regions=5, name_noise=noise), step).masked]
