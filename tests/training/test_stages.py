@@ -28,6 +28,7 @@ FROZEN = {
     "3": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "3-places": ("language", {"language_model", "vision_encoder"}),
     "3-all": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
+    "3-names": ("language", {"language_model", "vision_encoder"}),
     "3-found": ("language", {"language_model", "mask_decoder", "vision_encoder"}),
     "3-identities": ("language", {"mask_decoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),

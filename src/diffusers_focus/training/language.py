@@ -227,10 +227,12 @@ class LanguageObjective:
         return F.cross_entropy(self._logits(hidden[:, :-1][here]), wanted[here], reduction="none")
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.components.language_model.lm_head
-        if self.recipe.options.get("keep_codes", False):
-            return F.linear(hidden, head.weight[: self.context.vocabulary.level0_range[0]]).float()
-        return head(hidden).float()
+        logits = self.components.language_model.lm_head(hidden).float()
+        if self.recipe.options.get("keep_codes", False):  # rows that are never written would be pushed away from every state
+            vocabulary = self.context.vocabulary
+            for first, stop in (vocabulary.level0_range, vocabulary.level1_range):
+                logits[..., first:stop] = float("-inf")
+        return logits
 
     def _texts(self, batch, prefix, regions, terms, figures) -> None:
         rows = [suffix_row(self.context, p.parts) for p in batch.texts]

@@ -47,6 +47,8 @@ EVERYTHING = {
 }
 # Prompts that fewer tasks ask for: lists of names, several clicks, expressions whose answer explains itself.
 SEEING = {"regions": 2, "classes": 1, "strokes": 0.3, "explained": 0.3}
+# The names that stand before masks, asked as questions are.
+NAMES = {**WORDS, "question_kinds": LESSONS + 2 * ("relation",), "questions": 12, "naming": 24}
 # Many expressions of each picture, those most of all whose masks are found least although their questions are answered.
 FOUND = {
     **EVERYTHING,
@@ -188,6 +190,17 @@ STAGES: dict[str, StageRecipe] = {
                 "mixture": {**EVERYTHING, **SEEING, "question_kinds": LESSONS + 2 * ("relation",)},
                 "masks_every": 3,
             },
+        ),
+        StageRecipe(
+            name="3-names",
+            objective="language",
+            groups=_reading(1e-3),
+            steps=1400,
+            batch_size=8,
+            decay_fraction=0.2,
+            warmup_steps=30,
+            seed=61,
+            options={"mixture": NAMES, "pixel_tokens": False, "keep_codes": True},
         ),
         StageRecipe(
             name="3-found",
