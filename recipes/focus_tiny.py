@@ -27,7 +27,9 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = tuple("0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-identities 4".split())
+ORDER = tuple(
+    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-identities 4".split()
+)
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 

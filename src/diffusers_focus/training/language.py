@@ -228,7 +228,8 @@ class LanguageObjective:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self.components.language_model.lm_head(hidden).float()
-        if self.recipe.options.get("keep_codes", False):  # rows that are never written would be pushed away from every state
+        if self.recipe.options.get("keep_codes", False):
+            # Rows that are never written would be pushed away from every state.
             vocabulary = self.context.vocabulary
             for first, stop in (vocabulary.level0_range, vocabulary.level1_range):
                 logits[..., first:stop] = float("-inf")
