@@ -38,7 +38,17 @@ FROZEN = {
     "app": ["--browser", "--host", "--port", *PIPELINE],
     "generate": ["PROMPT", *PIPELINE, *SAMPLING, "--output", "-o"],
     "world": ["--clips", "--count", "--held-out", "--output", "--seed", "--size", "-o"],
-    "train": ["--data", "--max-minutes", "--no-resume", "--output", "--resume", "--set", "--stage", "--threads"],
+    "train": [
+        "--data",
+        "--max-minutes",
+        "--no-resume",
+        "--output",
+        "--resume",
+        "--set",
+        "--stage",
+        "--threads",
+        "--workers",
+    ],
     "eval": [
         *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
