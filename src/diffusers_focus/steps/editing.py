@@ -238,9 +238,9 @@ def edit_place(
     """The masks of an edit.
 
     A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
-    model says of an edit prompt, if it was trained to; failing that, the objects' mask, or its bounding box for an instruction
-    after which the object may have another outline. Either is grown by `dilation` (a share of the shorter side), unless it is more
-    than half of the picture: a background, which would grow into the objects before it.
+    model says of an edit prompt, if it was trained to, grown by twice `dilation` (a share of the shorter side) for an instruction
+    after which the object may have another outline; failing that, the objects' mask grown by `dilation`, and its bounding box for
+    such an instruction. What is more than half of the picture is a background, and would grow into the objects before it.
 
     Args:
         found: the answer to `prompt.where`.
@@ -252,12 +252,13 @@ def edit_place(
         mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
         return EditPlace(prompt.mask[None], mask)
     assert found is not None
-    mask, boxed = found.masks.any(axis=0), needs_box(prompt.instruction)
+    mask, reshaped = found.masks.any(axis=0), needs_box(prompt.instruction)
+    boxed = reshaped
     if edit_masks_trained and prompt.asks_edit and found.edit_mask.any():
-        mask, boxed = found.edit_mask, False
+        mask, boxed, dilation = found.edit_mask, False, 2 * dilation * reshaped
     if 0 < mask.mean() <= 0.5 or mask_dilation is not None:
         radius = relative_radius(dilation, *mask.shape) if mask_dilation is None else mask_dilation
-        mask = grow_mask(mask, radius, boxed=boxed)
+        mask = grow_mask(mask, radius, boxed=boxed) if radius or boxed else mask
     return EditPlace(found.masks, mask)
 
 
