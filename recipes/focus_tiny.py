@@ -3,7 +3,7 @@
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
            make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
            make tiny ARGS="--publish-only"
-           make tiny ARGS="--runs /tmp/try --rehearse 2"  (every stage for two steps: minutes, not hours)
+           make tiny ARGS="--runs runs/try --rehearse 2"  (every stage for two steps: minutes, not hours)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
            accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)

@@ -180,7 +180,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
             `steps.segment.select_objects`.
         calibration: the maps that make scores, qualities and presence probabilities, see `steps.confidence`; written by
             `diffusers-focus calibrate`. None is plain sigmoids.
-        mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side.
+        mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side; the model's own edit
+            masks grow by twice that where an instruction asks for another outline, else not.
         mask_feather: reach of the soft edge of an edit, likewise.
         masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
             an edit is a mask, box or rough mask from outside, or the whole image.

@@ -258,7 +258,7 @@ def edit_place(
         mask, boxed, dilation = found.edit_mask, False, 2 * dilation * reshaped
     if 0 < mask.mean() <= 0.5 or mask_dilation is not None:
         radius = relative_radius(dilation, *mask.shape) if mask_dilation is None else mask_dilation
-        mask = grow_mask(mask, radius, boxed=boxed) if radius or boxed else mask
+        mask = grow_mask(mask, radius, boxed=boxed)
     return EditPlace(found.masks, mask)
 
 
