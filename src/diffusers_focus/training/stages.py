@@ -55,10 +55,12 @@ FOUND = {
     **SEEING,
     "question_kinds": LESSONS + 2 * ("relation",),
     "questions": 12,
+    "naming": 6,
+    "name_noise": 0.25,  # names are mostly right by now, and worth reading
     "referring": 4,
     "often": ("extreme", "extreme", "relation"),
     "edit_masks": 3,
-    "edits": 3.0,
+    "edits": 4.0,
     "wordings": 1,
 }
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
@@ -211,7 +213,7 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.6,
             warmup_steps=30,
             seed=53,
-            options={"mixture": FOUND},
+            options={"mixture": FOUND, "masks_every": 2},
         ),
         StageRecipe(
             name="3-identities",
