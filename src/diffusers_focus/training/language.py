@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +47,6 @@ WEIGHTS = {
     "prompt": 1.0,
     "names": 3.0,
     "codes": 3.0,
-    "vectors": 16.0,
     "bce": 5.0,
     "dice": 5.0,
     "select": 2.0,
@@ -56,18 +55,6 @@ WEIGHTS = {
     "identity": 1.0,
 }
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
-
-
-class _Written(NamedTuple):
-    """Of each of n tokens that are to be written: its cross-entropy, whether it was the first choice, where it stands in the
-    batch [B, L - 1], all logits [n, vocabulary] and its id.
-    """
-
-    entropy: torch.Tensor
-    right: torch.Tensor
-    here: torch.Tensor
-    logits: torch.Tensor
-    wanted: torch.Tensor
 
 
 class LanguageObjective:
@@ -225,26 +212,13 @@ class LanguageObjective:
         changed = (read != suffixes.ids) & (suffixes.ids >= 0)
         suffixes.embeds = torch.where(changed[..., None], table(read), suffixes.embeds)
 
-    def _written(self, hidden: torch.Tensor, labels: torch.Tensor) -> _Written:
-        """What was thought of each token that is to be written."""
-        here = labels[:, 1:] >= 0
-        wanted = labels[:, 1:][here]
+    def _written(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each written token [n], whether it was the first choice [n], and its position mask."""
+        wanted = labels[:, 1:]
+        here = wanted >= 0
         logits = self._logits(hidden[:, :-1][here])
-        entropy = F.cross_entropy(logits, wanted, reduction="none")
-        return _Written(entropy, logits.argmax(-1) == wanted, here, logits, wanted)
-
-    def _vector_error(self, written: _Written, vectors: torch.Tensor) -> torch.Tensor:
-        """How far the mean of what could be written lies from what the encoder saw: float32 [n], in variances of the codebook.
-
-        Args:
-            vectors: [n, C], for each pixel code that is to be written the vector that was rounded to it.
-        """
-        first, stop = self.context.vocabulary.level1_range
-        here = (written.wanted >= first) & (written.wanted < stop)
-        with torch.no_grad():
-            table = self.components.visual_tokenizer.pixel_quantizer.lookup(torch.arange(stop - first, device=here.device))
-        mean = written.logits[here, first:stop].softmax(-1) @ table
-        return (mean - vectors).square().sum(-1) / table.var(0).sum()
+        entropy = F.cross_entropy(logits, wanted[here], reduction="none")
+        return entropy, (logits.argmax(-1) == wanted[here]), here
 
     def _prompt_entropy(self, hidden: torch.Tensor, suffixes: SuffixBatch) -> torch.Tensor:
         """Cross-entropy of the words of the prompts [n]: what is asked about a picture says what is in it."""
@@ -266,7 +240,7 @@ class LanguageObjective:
         entropies, asked, kinds = [], [], {}
         for group in _alike([len(row.ids) for row in rows]):
             hidden, suffixes = self._run([batch.texts[i] for i in group], prefix, regions, [rows[i] for i in group])
-            entropy, right, here, *_ = self._written(hidden, suffixes.labels)
+            entropy, right, here = self._written(hidden, suffixes.labels)
             # A mean for each answer: a caption has twenty times the tokens of a yes, not twenty times the weight.
             entropies += [part.mean() for part in entropy.split(here.sum(1).tolist())]
             asked.append(self._prompt_entropy(hidden, suffixes))
@@ -285,7 +259,7 @@ class LanguageObjective:
     def _masks(self, batch, encoding: FocusImageEncoding, prefix, regions, terms, figures) -> None:
         rows = [suffix_row(self.context, p.parts, num_mask_slots=self.slots) for p in batch.masked]
         hidden, suffixes = self._run(batch.masked, prefix, regions, rows)
-        terms.add("names", self._written(hidden, suffixes.labels).entropy)
+        terms.add("names", self._written(hidden, suffixes.labels)[0])
         conditions, asked = condition_states(hidden, suffixes.conditions)
         slots = slot_states(hidden, suffixes.mask_slots, self.slots)
         pixels = mask_pixels(self.components, encoding)
@@ -440,19 +414,17 @@ class LanguageObjective:
     # -- visual tokens ---------------------------------------------------------------------------------------------
 
     def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, terms, figures) -> None:
-        semantic, pixel, vectors = self._all_codes(batch, encoding)
-        semantic, pixel = semantic.cpu(), pixel.cpu()
+        semantic, pixel = (codes.cpu() for codes in self._all_codes(batch, encoding))
         grids = semantic.shape[-2:], pixel.shape[-2:]
         vocabulary = self.context.vocabulary
         edits = [p for p in batch.codes if p.image >= 0]
         texts = [p for p in batch.codes if p.image < 0]
         means: list[torch.Tensor] = []
-        errors: list[torch.Tensor] = []
         for prompts, name in ((edits, "edit_codes"), (texts, "text_codes")):
             if not prompts:
                 continue
             in_place = prompts is edits and self.context.style.writes_in_place
-            rows, weights, histories, wanted = [], [], [], []
+            rows, weights, histories = [], [], []
             for prompt in prompts:
                 inside_s, inside_p = self._inside(prompt, grids)
                 s = torch.where(inside_s, semantic[prompt.target], semantic[max(prompt.image, 0)])
@@ -460,9 +432,6 @@ class LanguageObjective:
                 ids = vocabulary.image_ids(s, p, with_tag=False)
                 weight = self._code_weights(inside_s, inside_p)
                 written = weight >= 1 if in_place else torch.ones_like(weight, dtype=torch.bool)
-                v = torch.where(inside_p.to(vectors.device), vectors[prompt.target], vectors[max(prompt.image, 0)])
-                first, stop = vocabulary.level1_range
-                wanted.append(v.flatten(1).T[written[(ids >= first) & (ids < stop)].to(v.device)])
                 places = (fed_positions(written) if in_place else written).nonzero()[:, 0]
                 codes = {
                     "code_ids": ids[places].tolist(),
@@ -489,10 +458,7 @@ class LanguageObjective:
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )
-                choices = self._written(hidden, suffixes.labels)
-                entropy, right = choices.entropy, choices.right
-                error = self._vector_error(choices, torch.cat([wanted[i] for i in group]))
-                errors += [part.mean() for part in error.split([len(wanted[i]) for i in group]) if len(part)]
+                entropy, right, _ = self._written(hidden, suffixes.labels)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
                 theirs = [w.to(entropy.device) for w in theirs]
@@ -504,7 +470,6 @@ class LanguageObjective:
                 figures.add(name, entropy.sum().item(), len(entropy))
                 figures.add(f"{name}_top1", right.sum().item(), len(right))
         terms.add("codes", torch.stack(means))
-        terms.add("vectors", torch.stack(errors) if errors else torch.stack(means)[:0])
 
     def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
@@ -522,12 +487,8 @@ class LanguageObjective:
         return torch.where(swap, wrong, ids)
 
     @torch.no_grad()
-    def _all_codes(
-        self, batch: LanguageBatch, encoding: FocusImageEncoding
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Semantic and pixel codes of every target picture, and what was rounded to the pixel codes; the scenes' own come from the
-        encoding.
-        """
+    def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of every target picture; the scenes' own come from the encoding."""
         count = len(batch.pixel_values)
         tokenizer = self.components.visual_tokenizer
         features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
@@ -537,7 +498,7 @@ class LanguageObjective:
             pixels.append(others.vision.pixel_features)
         _, semantic, _, _ = tokenizer.encode_semantic(torch.cat(features))
         _, pixel, _ = tokenizer.quantize_pixels(torch.cat(pixels))
-        return semantic, pixel, tokenizer.pixel_quant_conv(torch.cat(pixels)).float()
+        return semantic, pixel
 
     def _inside(self, prompt, grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Which semantic and which pixel cells are written, bool [hs, ws] and [hp, wp]."""
