@@ -5,7 +5,8 @@ Command:   make tiny                                  (every stage, then pipelin
            make tiny ARGS="--publish-only"
            make tiny ARGS="--runs runs/try --rehearse 2"  (every stage for two steps: minutes, not hours)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
-           accelerate launch --cpu --num_processes 2 -m diffusers_focus.cli train --stage 3 --output runs/focus-tiny
+           ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no
+             --dynamo_backend no -m diffusers_focus.cli train --stage 3-found --output runs/focus-tiny   (two processes, two cores)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
 Hours:     9.5 core-hours for the published stages (sum of the records; 3-all shared its core); stage 3 takes an hour and a half

@@ -34,6 +34,7 @@ _DRAWING_SETTINGS = (
     "default_temperature",
     "default_top_k",
     "default_top_p",
+    "pixel_code_sharpness",
 )
 _WRITING = ("language_model", "lm_tokenizer", "visual_tokenizer", "image_processor")
 

@@ -332,6 +332,7 @@ def drawing(
         "guidance_scale": scale,
         "semantic": token_sampling(temperature, top_k, top_p),
         "pixel": token_sampling(temperature, 3 * top_k, top_p),
+        "sharpness": settings.pixel_code_sharpness,
     }
 
 
@@ -371,6 +372,7 @@ def edit_codes(
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    sharpness: float = 0.0,
     generator: Generators = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -380,7 +382,7 @@ def edit_codes(
         prompts: their edits; several of one picture as `joint_edits` says.
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
         negative: from `negative_prompts`, one a picture.
-        guidance_scale, semantic, pixel: see `write_codes`.
+        guidance_scale, semantic, pixel, sharpness: see `write_codes`.
         generator: likewise; a list has one a picture.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
@@ -390,6 +392,7 @@ def edit_codes(
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,
+        sharpness=sharpness,
         start_tokens=start_tokens,
     )
     if len(edits_by_picture(prompts)) == len(prompts):
@@ -407,6 +410,7 @@ def _write_edits(
     guidance_scale: float,
     semantic: TokenSampling,
     pixel: TokenSampling,
+    sharpness: float,
     generator: Generators,
     start_tokens: Callable[[int], Callable[[], bool]] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -451,6 +455,7 @@ def _write_edits(
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,
+        sharpness=sharpness,
         template=template,
         region_tokens=region_tokens,
         generator=generator,
@@ -469,6 +474,7 @@ def generation_codes(
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    sharpness: float = 0.0,
     generator: Generators = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -503,6 +509,7 @@ def generation_codes(
         guidance_scale=guidance_scale,
         semantic=semantic,
         pixel=pixel,
+        sharpness=sharpness,
         generator=generator,
         on_token=start_tokens(drawn) if start_tokens is not None else None,
     )

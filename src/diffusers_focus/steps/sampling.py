@@ -35,6 +35,21 @@ def is_greedy(sampling: TokenSampling) -> bool:
     return sampling.top_k == 1
 
 
+def nearest_to_mean(logits: torch.Tensor, vectors: torch.Tensor, sharpness: float) -> torch.Tensor:
+    """The id of each row whose vector has the least expected squared distance from what could be written.
+
+    Args:
+        logits: [R, codes].
+        vectors: float32 [codes, C], what the codes stand for.
+        sharpness: power that the odds are raised to before their mean is taken; the larger, the nearer to the likeliest id.
+
+    Returns:
+        int64 [R]. Minimum Bayes risk decoding, with the squared distance of code vectors as its loss.
+    """
+    mean = (sharpness * logits.float()).softmax(dim=-1) @ vectors
+    return torch.cdist(mean, vectors).argmin(dim=-1)
+
+
 def draw_ids(logits: torch.Tensor, sampling: TokenSampling, uniform: torch.Tensor | None) -> torch.Tensor:
     """One id a row.
 

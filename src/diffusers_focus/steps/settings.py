@@ -34,6 +34,7 @@ class Settings(Protocol):
     default_temperature: float
     default_top_k: int
     default_top_p: float
+    pixel_code_sharpness: float
 
 
 class Setting(NamedTuple):
@@ -87,4 +88,8 @@ SETTINGS: dict[str, Setting] = {
     "default_temperature": Setting(1.0, "Temperature of visual tokens, likewise."),
     "default_top_k": Setting(2048, "Semantic tokens to draw from, likewise; pixel tokens get three times as many."),
     "default_top_p": Setting(1.0, "Probability to draw visual tokens from, likewise."),
+    "pixel_code_sharpness": Setting(
+        0.0,
+        "Above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, its odds raised to this power.",
+    ),
 }

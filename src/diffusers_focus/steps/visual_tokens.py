@@ -16,7 +16,7 @@ from torch import nn
 
 from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
-from .sampling import Generators, draw_ids, is_greedy, uniform_numbers
+from .sampling import Generators, draw_ids, is_greedy, nearest_to_mean, uniform_numbers
 from .sequence import (
     PrefixCache,
     PromptRow,
@@ -105,6 +105,7 @@ def write_codes(
     guidance_scale: float = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
+    sharpness: float = 0.0,
     template: tuple[torch.Tensor, torch.Tensor] | None = None,
     region_tokens: torch.Tensor | None = None,
     generator: Generators = None,
@@ -120,6 +121,7 @@ def write_codes(
         unconditional: R suffixes of the unconditional branch; needed where `guidance_scale` is not 1.
         guidance_scale: scale * (log p_cond - log p_uncond) + log p_uncond.
         semantic, pixel: how ids of each level are drawn.
+        sharpness: above 0, greedy pixel codes are those nearest to the mean of what could be written (`nearest_to_mean`).
         template: from `block_template`; by default every cell is drawn.
         region_tokens: [regions, H] of `rows`, in their order.
         generator: for drawing; unused where both levels are greedy.
@@ -152,6 +154,13 @@ def write_codes(
     if not (is_greedy(semantic) and is_greedy(pixel)):
         # One number for each position, drawn or not: a cell draws the same whatever else is known.
         numbers = uniform_numbers(count, grammar.length, generator).to(device)
+    vectors = None
+    if sharpness and is_greedy(pixel):
+        quantizer = components.visual_tokenizer.pixel_quantizer
+        vectors = quantizer.lookup(
+            torch.arange(len(quantizer.frozen_codebook), device=quantizer.frozen_codebook.device)
+        )
+        vectors = vectors.to(device)
     first, stop = grammar.first.tolist(), grammar.stop.tolist()
     modes = grammar.modes.tolist()
     needed = torch.ones_like(draw) if prefix.image_starts is None else fed_positions(draw)
@@ -175,8 +184,11 @@ def write_codes(
         logits = head_rows(head, hidden[:, -1], first[position], stop[position])
         if guided:
             logits = guide_logits(logits[:count], logits[count:], guidance_scale)
-        sampling = semantic if modes[position] == SEMANTIC_MODE else pixel
-        drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
+        if vectors is not None and modes[position] != SEMANTIC_MODE:
+            drawn = nearest_to_mean(logits, vectors, sharpness) + first[position]
+        else:
+            sampling = semantic if modes[position] == SEMANTIC_MODE else pixel
+            drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
         line[:, index] = torch.where(draw[:, position], drawn, line[:, index])
         if on_token is not None and not on_token():
             break
