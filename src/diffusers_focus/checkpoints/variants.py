@@ -55,6 +55,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_points": 2,
         "instance_dim": 32,
         "norm_groups": 8,
+        "answer_condition": True,
     },
     "visual_tokenizer": {
         "code_dim": 8,

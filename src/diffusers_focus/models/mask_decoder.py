@@ -186,6 +186,8 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         num_points: sampling points per head and level.
         instance_dim: width of the instance embeddings.
         norm_groups: groups of the pixel decoder's group norms.
+        answer_condition: whether the state after the written names is a part of every condition, through a projection that begins
+            at zero. The paper's conditions end before the names, and only the slots read them.
     """
 
     _supports_gradient_checkpointing = True
@@ -209,6 +211,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         num_points: int = 4,
         instance_dim: int = 256,
         norm_groups: int = 32,
+        answer_condition: bool = False,
     ):
         super().__init__()
         if len(in_channels) != NUM_LEVELS + 1:
@@ -247,6 +250,10 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         self.mask_head = FeedForward(hidden_dim, hidden_dim, hidden_dim, mask_dim)
         self.edit_head = FeedForward(hidden_dim, hidden_dim, hidden_dim, mask_dim)
         self.condition_head = ConditionClassifier(hidden_dim, language_hidden_size)
+        self.answer_projection = None
+        if answer_condition:
+            self.answer_projection = nn.Linear(language_hidden_size, language_hidden_size, bias=False)
+            nn.init.zeros_(self.answer_projection.weight)
         self.quality_head = FeedForward(hidden_dim, hidden_dim, 1)
         self.instance_head = FeedForward(hidden_dim, hidden_dim, hidden_dim, instance_dim)
         self.gradient_checkpointing = False
@@ -287,6 +294,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         condition_mask: torch.Tensor | None = None,
         return_auxiliary: bool = False,
         dense: bool = True,
+        answer_states: torch.Tensor | None = None,
     ) -> FocusMaskOutput:
         """Masks and scores for G prompts per image. Prompts do not influence each other.
 
@@ -297,6 +305,8 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
             condition_mask: `(B, G, K)` bool, False for padding; `None` when all K are real.
             return_auxiliary: also return the predictions before each layer, for deep supervision.
             dense: `False` leaves out all mask logits: a loss at sampled points needs only the embeddings.
+            answer_states: `(B, G, H)`, the language model's last hidden state at the mask trigger, after the names; needed with
+                `answer_condition`, else not read.
 
         Returns:
             `FocusMaskOutput`, in the model's dtype (under autocast, the autocast dtype).
@@ -346,7 +356,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         states = self.norm(x)
         normed.append(per_prompt(states))
         embeds.append((per_prompt(self.mask_head(states)), per_prompt(self.edit_head(states))))
-        conditions = self.condition_head(normed, cast(condition_states), condition_mask)
+        conditions = self.condition_head(normed, self._with_answers(condition_states, answer_states), condition_mask)
 
         def masks(embeddings: torch.Tensor) -> torch.Tensor | None:
             if not dense:
@@ -383,6 +393,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
         pixel_features: FocusPixelFeatures | None = None,
         return_auxiliary: bool = False,
         dense: bool = True,
+        answer_states: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> FocusMaskOutput | tuple:
         """`encode` and `decode` in one call; with `pixel_features`, `feature_maps` may be `None` and is not read."""
@@ -400,6 +411,7 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
             condition_mask,
             return_auxiliary=return_auxiliary,
             dense=dense,
+            answer_states=answer_states,
         )
         return output if return_dict else output.to_tuple()
 
@@ -412,6 +424,19 @@ class FocusMaskDecoder(FocusHubMixin, ModelMixin, AttentionMixin, ConfigMixin, P
             return lambda x: x
         dtype = self.dtype
         return lambda x: x.to(dtype)
+
+    def _with_answers(self, conditions: torch.Tensor, answers: torch.Tensor | None) -> torch.Tensor:
+        """Conditions `(B, G, K, H)` with what was written to each prompt, where the model takes that in."""
+        cast = self._caster(conditions.device.type)
+        if self.answer_projection is None:
+            return cast(conditions)
+        if answers is None or answers.shape != (*conditions.shape[:2], conditions.shape[-1]):
+            raise ValueError(
+                f"answer_states is {'missing' if answers is None else f'of shape {tuple(answers.shape)}'}; this mask decoder "
+                "(answer_condition) takes the state at the mask trigger of each prompt, (images, prompts, width) = "
+                f"{(*conditions.shape[:2], conditions.shape[-1])}."
+            )
+        return cast(conditions) + self.answer_projection(cast(answers))[:, :, None]
 
     def _check(
         self,

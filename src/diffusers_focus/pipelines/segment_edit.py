@@ -198,8 +198,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         num_text_tokens: zero rows in front of the UNet's sequence, where SDXL has its text.
         default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
         default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.
-        pixel_code_sharpness: above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, whose odds
-            are raised to this power first; 0 takes the likeliest.
+        pixel_code_sharpness: above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, whose
+            odds are raised to this power first; 0 takes the likeliest.
     """
 
 

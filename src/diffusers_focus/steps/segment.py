@@ -161,7 +161,7 @@ def read_masks(
     start = table(torch.full((len(rows), 1), trigger, device=hidden.device))
     embeds = torch.cat([start, slots.to(start)[None].expand(len(rows), -1, -1)], dim=1)
     hidden, _ = extend(components, embeds, cache, written.mask)
-    output = _decode(components, features, hidden[:, 1:], conditions, condition_mask, images.tolist())
+    output = _decode(components, features, hidden, conditions, condition_mask, images.tolist())
     text = [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
     return MaskReading(*output, something, text)
 
@@ -169,12 +169,16 @@ def read_masks(
 def _decode(
     components: Components,
     features: object,
-    slot_states: torch.Tensor,
+    hidden: torch.Tensor,
     conditions: torch.Tensor,
     condition_mask: torch.Tensor,
     images: list[int],
 ) -> tuple[torch.Tensor, ...]:
-    """The mask decoder over prompts grouped by image, so that an image's pixels are read once for all its prompts."""
+    """The mask decoder over prompts grouped by image, so that an image's pixels are read once for all its prompts.
+
+    `hidden` [R, 1 + N, H] are the states at the mask trigger and at the slots after it.
+    """
+    answers, slot_states = hidden[:, 0], hidden[:, 1:]
     groups: dict[int, list[int]] = {}
     for row, image in enumerate(images):
         groups.setdefault(image, []).append(row)
@@ -182,7 +186,11 @@ def _decode(
     table = torch.tensor([group + group[-1:] * (width - len(group)) for group in groups.values()])
     table = table.to(slot_states.device)
     output: FocusMaskOutput = components.mask_decoder.decode(
-        features.select(list(groups)), slot_states[table], conditions[table], condition_mask[table]
+        features.select(list(groups)),
+        slot_states[table],
+        conditions[table],
+        condition_mask[table],
+        answer_states=answers[table],
     )
     place = {row: (i, j) for i, group in enumerate(groups.values()) for j, row in enumerate(group)}
     first = torch.tensor([place[row][0] for row in range(len(images))], device=slot_states.device)

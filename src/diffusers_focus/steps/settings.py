@@ -90,6 +90,6 @@ SETTINGS: dict[str, Setting] = {
     "default_top_p": Setting(1.0, "Probability to draw visual tokens from, likewise."),
     "pixel_code_sharpness": Setting(
         0.0,
-        "Above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, its odds raised to this power.",
+        "Above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, odds raised to this power.",
     ),
 }

@@ -262,6 +262,7 @@ class LanguageObjective:
         terms.add("names", self._written(hidden, suffixes.labels)[0])
         conditions, asked = condition_states(hidden, suffixes.conditions)
         slots = slot_states(hidden, suffixes.mask_slots, self.slots)
+        answers = slot_states(hidden, suffixes.mask_slots - 1, 1)[:, 0]  # at the mask trigger
         pixels = mask_pixels(self.components, encoding)
         pictures = torch.tensor([p.image for p in batch.masked])
         shown, seats, own = _seats(pictures.tolist())
@@ -272,6 +273,7 @@ class LanguageObjective:
             asked[seats],
             return_auxiliary=True,
             dense=False,
+            answer_states=answers[seats],
         )
 
         def of_prompts(x: torch.Tensor) -> torch.Tensor:

@@ -207,7 +207,12 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3-found",
             objective="language",
-            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4)),
+            groups=(
+                *_reading(4e-4),
+                # The answer's part of a condition begins at zero.
+                ParameterGroup("mask_decoder", 8e-4, include=("answer_projection", "condition_projection")),
+                ParameterGroup("mask_decoder", 1.5e-4),
+            ),
             steps=800,
             batch_size=8,
             decay_fraction=0.6,
