@@ -281,6 +281,25 @@ def test_layerwise_casting():
     assert (stored - expected).abs().mean() < 0.2 * expected.abs().mean()
 
 
+@torch.no_grad()
+def test_an_answer_is_part_of_every_condition_of_its_prompt():
+    """It begins without effect, and the masks themselves never depend on it."""
+    model, features, (slots, conditions) = make_decoder(answer_condition=True), make_features(), make_states()
+    answers = torch.randn(2, 3, LANGUAGE, generator=torch.Generator().manual_seed(5))
+    plain = make_decoder()(features, slots, conditions)
+    model.load_state_dict(make_decoder().state_dict(), strict=False)
+    begun = model(features, slots, conditions, answer_states=answers)
+    torch.testing.assert_close(begun.condition_logits, plain.condition_logits)
+    model.answer_projection.weight.copy_(torch.eye(LANGUAGE))
+    output = model(features, slots, conditions, answer_states=answers)
+    told = make_decoder()(features, slots, conditions + answers[:, :, None])
+    torch.testing.assert_close(output.condition_logits, told.condition_logits)
+    torch.testing.assert_close(output.mask_logits, plain.mask_logits)
+    for wrong in (None, answers[:, :2]):
+        with pytest.raises(ValueError, match="answer_condition"):
+            model(features, slots, conditions, answer_states=wrong)
+
+
 def test_wrong_inputs_say_what_to_do():
     model = make_decoder()
     slots, conditions = make_states()

@@ -97,6 +97,27 @@ def test_prompts_share_an_image_without_seeing_each_other():
 
 
 @torch.no_grad()
+def test_what_was_written_counts_where_the_decoder_reads_it():
+    pipe = shared_pipeline()
+    encoding = pipe.encode_image(picture())
+    prompts = [MaskPrompt(0, REFERRING, "the red circle")]
+    plain = read_masks(pipe, encoding, prompts, max_new_tokens=3)
+    decoder = pipe.mask_decoder
+    width = decoder.config.language_hidden_size
+    decoder.answer_projection = torch.nn.Linear(width, width, bias=False)
+    try:
+        torch.nn.init.zeros_(decoder.answer_projection.weight)
+        unchanged = read_masks(pipe, encoding, prompts, max_new_tokens=3)
+        torch.nn.init.eye_(decoder.answer_projection.weight)
+        longer = [read_masks(pipe, encoding, prompts, max_new_tokens=count) for count in (3, 1)]
+    finally:
+        decoder.answer_projection = None
+    assert torch.equal(plain.condition_logits, unchanged.condition_logits)
+    assert not torch.allclose(longer[0].condition_logits, plain.condition_logits)
+    assert not torch.allclose(longer[0].condition_logits, longer[1].condition_logits)
+
+
+@torch.no_grad()
 def test_masks_come_even_where_the_model_never_asks_for_them():
     pipe = shared_pipeline()
     read = read_masks(

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 
 from diffusers_focus.processing.grammar import TokenSampling, VisualTokenGrammar, guide_logits
 from diffusers_focus.processing.prompts import GENERATE, GENERATE_RANDOM
-from diffusers_focus.steps.sampling import GREEDY, draw_ids, uniform_numbers
+from diffusers_focus.steps.sampling import GREEDY, draw_ids, nearest_to_mean, uniform_numbers
 from diffusers_focus.steps.sequence import FocusContext, embed_prefix, encode_prefix, suffix_row
 from diffusers_focus.steps.visual_tokens import block_template, head_rows, write_codes
 
@@ -59,6 +59,37 @@ def test_greedy_blocks_are_the_likeliest_at_every_position(parts, guidance):
         logits = guide_logits(whole_logits(parts, row, block), whole_logits(parts, parts[3], block), guidance)
         allowed = grammar.constrain(logits, torch.arange(grammar.length))
         assert block.tolist() == allowed.argmax(-1).tolist()
+
+
+def test_pixel_codes_may_be_those_of_the_least_expected_error(parts):
+    """Codes of both levels are the likeliest where the odds are sharp; otherwise pixel codes are nearest to the mean of all."""
+    quantizer = parts[0].visual_tokenizer.pixel_quantizer
+    vectors = quantizer.lookup(torch.arange(len(quantizer.frozen_codebook)))
+    greedy = {"semantic": GREEDY, "pixel": GREEDY}
+    grammar, likeliest = write(parts, parts[2], **greedy)
+    assert write(parts, parts[2], sharpness=1e4, **greedy)[1].tolist() == likeliest.tolist()
+    _, ids = write(parts, parts[2], sharpness=0.7, **greedy)
+    assert ids.tolist() != likeliest.tolist()
+    first, stop = parts[1].vocabulary.level1_range
+    for row, block in zip(parts[2], ids):
+        logits = whole_logits(parts, row, block)
+        pixels = (block >= first) & (block < stop)
+        mean = (0.7 * logits[pixels, first:stop]).softmax(-1) @ vectors
+        assert (block[pixels] - first).tolist() == torch.cdist(mean, vectors).argmin(-1).tolist()
+        allowed = grammar.constrain(logits, torch.arange(grammar.length)).argmax(-1)
+        assert block[~pixels].tolist() == allowed[~pixels].tolist()
+    drawn = [
+        write(parts, parts[2], pixel=TokenSampling(1.2), generator=[seeded(1), seeded(2)], sharpness=sharpness)[1]
+        for sharpness in (0.0, 0.7)
+    ]
+    assert drawn[0].tolist() == drawn[1].tolist()
+
+
+def test_the_least_expected_error_lies_between_two_likely_codes():
+    vectors = torch.tensor([[0.0, 0.0], [4.0, 0.0], [2.0, 0.5], [9.0, 9.0]])
+    logits = torch.tensor([[0.46, 0.44, 0.09, 0.01], [0.9, 0.05, 0.04, 0.01]]).log()
+    assert nearest_to_mean(logits, vectors, 1.0).tolist() == [2, 0]
+    assert nearest_to_mean(logits, vectors, 200.0).tolist() == [0, 0]
 
 
 def test_known_cells_stay_and_the_others_see_them(parts):
