@@ -104,6 +104,17 @@ def test_samples_of_the_held_out_group_are_about_held_out_pairs():
     assert all(not scene.has_held_out_pair for scene in draw_batch("in", 0, 20).scenes)
 
 
+def test_fuller_and_larger_scenes_are_groups_of_their_own():
+    crowded = draw_batch("crowded", 0, 6)
+    assert [len(scene.objects) for scene in crowded.scenes] == [6 + (1_000_000 + i) % 3 for i in range(6)]
+    for group, size in (("192px", 192), ("256px", 256)):
+        batch = draw_batch(group, 0, 2)
+        assert all(drawn.image.shape == (size, size, 3) for drawn in batch.drawn)
+    found = evaluate(Oracle(2, ["192px", "crowded"]), 2, ["192px", "crowded"], ["referring"])["groups"]
+    assert list(found) == ["192px", "crowded"] and value(found["192px"]["referring"], "mIoU") == 1.0
+    assert list(evaluate(Oracle(1), 1, tasks=["click"])["groups"]) == ["in", "held_out"]
+
+
 def test_pipeline_without_a_unet_is_measured_on_the_rest():
     pipe = Oracle(2)
     pipe.unet = None

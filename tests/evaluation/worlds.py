@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,16 +22,16 @@ from diffusers_focus.data.regions_sampling import dilate
 from diffusers_focus.data.world import render
 from diffusers_focus.evaluation.ablation import LOCAL_KINDS, twin_scene
 from diffusers_focus.evaluation.edits import edit_sample, edit_truth
-from diffusers_focus.evaluation.tasks import GROUPS, SIZE, blind_answers, draw_batch, question_sample
+from diffusers_focus.evaluation.tasks import DEFAULT_GROUPS, SIZE, blind_answers, draw_batch, question_sample
 from diffusers_focus.processing.regions import Box
 
 
 class Oracle:
     """Right about everything on the first `count` scenes of both groups (and on their twins)."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, groups: Sequence[str] = DEFAULT_GROUPS):
         self.known, self.calls = {}, 0
-        for group in GROUPS:
+        for group in groups:
             batch = draw_batch(group, 0, count)
             for scene, drawn in zip(batch.scenes, batch.drawn):
                 self._learn(scene, drawn, batch.may_name)

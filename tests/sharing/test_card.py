@@ -59,6 +59,16 @@ def test_table_has_the_figures_that_were_measured_and_no_others(metrics):
     ]
 
 
+def test_larger_and_fuller_scenes_have_a_table_of_their_own(metrics):
+    more = {**metrics, "groups": {**metrics["groups"], "crowded": {**metrics["groups"]["in"], "scenes": 7}}}
+    first, second = figure_table(more).split("\n\nScenes other than those of training:\n\n")
+    assert first == figure_table(metrics)
+    assert second.splitlines()[0] == "| task | measure | 6 to 8 objects (7 scenes) |"
+    assert sum(line.startswith("| Referring expressions") for line in second.splitlines()) == 1
+    alone = figure_table({**metrics, "groups": {"crowded": more["groups"]["crowded"]}})
+    assert alone.splitlines()[0] == "| task | measure | 6 to 8 objects |"
+
+
 def test_card_reads_sizes_and_metrics_from_files(metrics, tmp_path):
     (tmp_path / "vae").mkdir()
     save_file({"a": torch.zeros(30, 50), "b": torch.zeros(2)}, tmp_path / "vae" / "model.safetensors")

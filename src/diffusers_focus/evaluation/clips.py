@@ -46,7 +46,7 @@ class ClipTask:
     def run(self, pipe: Any, batch: Batch) -> None:
         """Follow the objects of the clip of every scene."""
         for scene, drawn in zip(batch.scenes, batch.drawn):
-            spec = ClipSpec(**{**vars(self.spec), "held_out": GROUPS[batch.group]})
+            spec = ClipSpec(**{**vars(self.spec), "held_out": GROUPS[batch.group].held_out})
             clip, size = sample_clip(scene.seed, spec), drawn.image.shape[0]
             rendered = list(clip.renders(size))
             frames = [one.image for one in rendered]

@@ -41,7 +41,7 @@ class EditClipTask:
         """Edit the clip of every scene."""
         size = batch.drawn[0].image.shape[0]
         for scene in batch.scenes:
-            clip = sample_clip(scene.seed, ClipSpec(**{**vars(self.spec), "held_out": GROUPS[batch.group]}))
+            clip = sample_clip(scene.seed, ClipSpec(**{**vars(self.spec), "held_out": GROUPS[batch.group].held_out}))
             edit = edit_sample(clip.scene, batch.may_name, self.name)
             frames = [one.image for one in clip.renders(size)]
             out = pipe.edit_clip(frames, edit.instruction, generator=seeded(scene.seed), **self.options)

@@ -29,7 +29,7 @@ from .clips import ClipTask
 from .codes import CodesTask
 from .edit_clips import EditClipTask
 from .edits import EditTask
-from .tasks import GROUPS, ClassTask, QuestionTask, RegionTask, SegmentTask, draw_batch
+from .tasks import DEFAULT_GROUPS, GROUPS, ClassTask, QuestionTask, RegionTask, SegmentTask, draw_batch
 
 TASKS: dict[str, type] = {
     "referring": SegmentTask,
@@ -74,7 +74,8 @@ def evaluate(
     Args:
         pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
         count: Scenes in each group.
-        groups: Of "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained); both by default.
+        groups: "in" (new scenes) and "held_out" (scenes with colour and shape pairs never trained), both by default; "crowded" (new
+            scenes of six to eight objects, training had two to five), "192px" and "256px" (drawn larger, training had 128).
         tasks: Names of `TASKS`; by default all but those of `ON_DEMAND`. Those that draw are left out where the
             pipeline was not trained to (no `unet`, or `images_trained` is False), and an error without a `unet`.
         output: Where to write the result as JSON; the file is complete or not there, and grows group by group.
@@ -89,7 +90,7 @@ def evaluate(
     Raises:
         ValueError: an unknown group or task, or a count or batch size below 1.
     """
-    group_names = _checked(groups, GROUPS, "group", tuple(GROUPS))
+    group_names = _checked(groups, GROUPS, "group", DEFAULT_GROUPS)
     task_names = _checked(tasks, TASKS, "task", DEFAULT_TASKS)
     if count < 1 or batch_size < 1:
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")

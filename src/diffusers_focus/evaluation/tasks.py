@@ -41,8 +41,36 @@ from ..steps.segment import EXPLANATION_END
 from . import metrics
 from .average_precision import Instance, mean_average_precision
 
-GROUPS = {"in": "exclude", "held_out": "require"}
 SIZE = 128
+
+
+@dataclass(frozen=True)
+class Group:
+    """Which scenes a group has: whether they show held-out pairs (`sample_scene`), how many objects (least and most; None draws 2
+    to 5 as in training), and the side they are drawn at.
+    """
+
+    held_out: str = "exclude"
+    objects: tuple[int, int] | None = None
+    size: int = SIZE
+
+    def scene(self, seed: int) -> Scene:
+        """The scene of a seed; numbers of objects take turns."""
+        count = None
+        if self.objects is not None:
+            least, most = self.objects
+            count = least + seed % (most - least + 1)
+        return sample_scene(seed, count, held_out=self.held_out, size=self.size)
+
+
+GROUPS = {
+    "in": Group(),
+    "held_out": Group("require"),
+    "crowded": Group(objects=(6, 8)),
+    "192px": Group(size=192),
+    "256px": Group(size=256),
+}
+DEFAULT_GROUPS = ("in", "held_out")
 GENERALIZED_PER_SCENE = 2
 _BLIND_SCENES = 500
 
@@ -74,13 +102,13 @@ class Batch:
         return self._encoding
 
 
-def draw_batch(group: str, start: int, count: int, size: int = SIZE) -> Batch:
+def draw_batch(group: str, start: int, count: int, size: int | None = None) -> Batch:
     """Scenes `start` to `start + count` of a group; their seeds are from 1,000,000 up."""
     if group not in GROUPS:
         raise ValueError(f"Unknown group {group!r}; choose from {', '.join(GROUPS)}.")
     seeds = range(first_held_out_seed + start, first_held_out_seed + start + count)
-    scenes = [sample_scene(seed, held_out=GROUPS[group]) for seed in seeds]
-    return Batch(group, scenes, [render(scene, size) for scene in scenes])
+    scenes = [GROUPS[group].scene(seed) for seed in seeds]
+    return Batch(group, scenes, [render(scene, size or GROUPS[group].size) for scene in scenes])
 
 
 def scene_rng(scene: Scene, task: str) -> np.random.Generator:

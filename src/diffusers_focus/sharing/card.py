@@ -91,6 +91,7 @@ that is wrong in one attribute.
 $figures"""
 
 GROUP_TITLES = {"in": "new scenes", "held_out": "held-out pairs"}
+LARGER_TITLES = {"crowded": "6 to 8 objects", "192px": "192 x 192 pixels", "256px": "256 x 256 pixels"}
 _PERCENT = frozenset(
     "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU told "
     "AP50 mAP PQ".split()
@@ -191,14 +192,28 @@ def measurement(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def figure_table(metrics: Mapping[str, Any]) -> str:
-    """All figures as a Markdown table, one column a group."""
-    groups = metrics["groups"]
+    """All figures as a Markdown table with a column for each group of scenes as in training, and the first figure of each task for
+    scenes that are larger or fuller.
+    """
+    others = {name: found for name, found in metrics["groups"].items() if name in LARGER_TITLES}
+    groups = {name: found for name, found in metrics["groups"].items() if name not in others} or others
     lines = [
-        "| task | measure | " + " | ".join(GROUP_TITLES.get(group, group) for group in groups) + " |",
+        "| task | measure | "
+        + " | ".join({**GROUP_TITLES, **LARGER_TITLES}.get(group, group) for group in groups)
+        + " |",
         "|---|---|" + "---|" * len(groups),
     ]
     for task, key, title, measure in _rows(groups):
         cells = [_cell(_find(found.get(task, {}), key), key) for found in groups.values()]
+        if any(cells):
+            lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
+    if groups is others or not others:
+        return "\n".join(lines)
+    titles = [f"{LARGER_TITLES[name]} ({found['scenes']} scenes)" for name, found in others.items()]
+    lines += ["", "Scenes other than those of training:", "", "| task | measure | " + " | ".join(titles) + " |"]
+    lines.append("|---|---|" + "---|" * len(others))
+    for task, (title, ((key, measure), *_)) in ROWS.items():
+        cells = [_cell(_find(found.get(task, {}), key), key) for found in others.values()]
         if any(cells):
             lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
     return "\n".join(lines)
