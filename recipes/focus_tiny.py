@@ -127,6 +127,7 @@ def publish(
         default_token_guidance_scale=1.0,
         default_temperature=0.0,
         default_top_k=0,
+        pixel_code_sharpness=2.0,
     )
     pipeline.to(torch.float16)
     fresh = output.with_name(f".{output.name}.new")
@@ -138,7 +139,7 @@ def publish(
         config = json.loads(file.read_text())
         if config.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in ("README.md", "metrics.json"):
+    for name in ("README.md", "metrics.json", "examples.jpg"):
         if (output / name).exists():
             shutil.copy2(output / name, fresh / name)
     old = output.with_name(f".{output.name}.old")
