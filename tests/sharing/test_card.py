@@ -84,6 +84,13 @@ def test_card_reads_sizes_and_metrics_from_files(metrics, tmp_path):
     assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 threads), in 2 min" in text
 
 
+def test_a_sheet_of_examples_is_shown_where_there_is_one(metrics, tmp_path):
+    assert "examples.jpg" not in write_card(metrics, None, tmp_path / "README.md")
+    (tmp_path / "examples.jpg").write_bytes(b"a picture")
+    text = write_card(metrics, None, tmp_path / "README.md")
+    assert "](examples.jpg)\n" in section(text, "Examples") and section(text, "Limits").startswith("It knows only")
+
+
 def test_card_says_what_is_not_trained(metrics, tmp_path):
     assert "not known" in write_card(metrics, "$state", tmp_path / "README.md")
     for index, says in (({"images_trained": False}, "not been"), ({"unet": [None, None]}, "no image decoder")):

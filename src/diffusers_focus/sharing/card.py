@@ -71,7 +71,7 @@ Everything was trained from random weights on scenes drawn by code (the still-li
 ## Figures
 
 Measured on $measured
-
+$sheet
 ## Limits
 
 It knows only its world. It has seen flat shapes in eight colours and the words for them in lower case, and nothing
@@ -80,6 +80,17 @@ shows that the whole system works; the sizes of the paper's components are a mat
 description alone was part of its training and has not been learnt: the call runs, its pictures mean nothing.
 """
 )
+
+SHEET_FILE = "examples.jpg"
+SHEET = """
+## Examples
+
+![24 scenes with what was asked, found, edited and true]($file)
+
+24 scenes that nobody picked (seeds 1,000,000 to 1,000,023; `recipes/examples.py`). From left to right: the scene, the mask
+found and the true one for the first line, the edit and its true re-render for the second. Green lines are right, red ones
+are not.
+"""
 
 MEASURED = """\
 $date with diffusers-focus $version on $hardware, in $minutes min: $count scenes a group, seeds
@@ -137,7 +148,7 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
 
     Args:
         metrics: What `evaluate` returned, or the file it wrote.
-        template: Text with `$name`, `$folder`, `$components`, `$state`, `$measured`, `$figures`, `$count`, `$first_seed`,
+        template: Text with `$name`, `$folder`, `$components`, `$state`, `$measured`, `$sheet`, `$figures`, `$count`, `$first_seed`,
             `$date`, `$version`, `$hardware` and `$minutes`; None takes `TEMPLATE`.
         path: The card, usually README.md of a pipeline folder; the sizes are read from the weights beside it.
 
@@ -159,6 +170,7 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
         "components": component_table(target.parent),
         "state": what_is_trained(target.parent),
         "measured": string.Template(MEASURED).substitute(figures),
+        "sheet": string.Template(SHEET).substitute(file=SHEET_FILE) if (target.parent / SHEET_FILE).is_file() else "",
         **figures,
     }
     try:
