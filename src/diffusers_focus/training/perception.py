@@ -145,7 +145,14 @@ class PerceptionObjective:
         count = len(low)
         words = self.heads["words"].weight[None, None].expand(count, 1, -1, -1)
         conditions = torch.cat([words, seen.region_tokens[:, None, None].to(words.dtype)], dim=2)
-        out = self.decoder.decode(pixels, seen.query_tokens[:, None], conditions, return_auxiliary=True, dense=False)
+        out = self.decoder.decode(
+            pixels,
+            seen.query_tokens[:, None],
+            conditions,
+            return_auxiliary=True,
+            dense=False,
+            answer_states=torch.zeros_like(conditions[:, :, 0]),  # there is no language model yet that could answer
+        )
 
         # Matching and the earlier layers look at masks of half the resolution: a quarter of the cost, the same assignment.
         coarse = F.avg_pool2d(pixels.mask_features, 2)
