@@ -147,7 +147,7 @@ def train(name: str, seed: int, folder: Path, steps: int) -> Any:
     return components
 
 
-def measure(components: Any, count: int, measured: tuple[str, ...]) -> dict[str, Any]:
+def evaluated(components: Any, count: int, tasks: list[str]) -> dict[str, Any]:
     """What `diffusers-focus eval` says of a run, on new scenes."""
     from diffusers_focus import FocusPipeline
     from diffusers_focus.evaluation.run import evaluate
@@ -158,7 +158,7 @@ def measure(components: Any, count: int, measured: tuple[str, ...]) -> dict[str,
     nothing = dict.fromkeys(("mask_conditioner", "unet", "vae", "scheduler"))
     pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False)
     pipe.set_progress_bar_config(disable=True)
-    return evaluate(pipe, count, ["in"], [FIGURES[title][0] for title in measured])
+    return evaluate(pipe, count, ["in"], tasks)
 
 
 def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
@@ -218,7 +218,8 @@ def main() -> None:
                 steps = options.steps if ARMS[name].steps is None else ARMS[name].steps
                 if done.get(f"{name}-{seed}", {}).get("steps") != steps:
                     components = train(name, seed, Path(options.runs) / f"{name}-{seed}", steps)
-                    record(name, seed, measure(components, options.count, ARMS[name].measured), steps)
+                    tasks = [FIGURES[title][0] for title in ARMS[name].measured]
+                    record(name, seed, evaluated(components, options.count, tasks), steps)
     print(table())
 
 

@@ -1,0 +1,176 @@
+"""What a short run teaches, task group by task group: before it, after it, and what needs no training at all.
+
+Command:   python recipes/short_runs.py                        (both runs, where they are not there yet, then the table)
+           python recipes/short_runs.py --table
+Hardware:  one CPU core, 12 minutes a run and as long to measure. A stopped run goes on where it was.
+
+Two runs of `STEPS` steps of four pictures, both with a language model and adapters that know nothing:
+  "everything"  is the arm "base" of `ablations.py` (begun on the published mask decoder): questions and expressions.
+  "outlines"    begins with a mask decoder that knows nothing but its pixel decoder's features of stage 0, and sees pairs of frames:
+                regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
+Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand the baselines that see no picture, or do not read:
+the most frequent answer of a kind of question, the outline of the largest object whatever the words (both true to the pixel), no
+mask at all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
+Results: recipes/short-runs/results.json, docs/training.md ("What a short run teaches").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ablations
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
+STEPS = 250
+OUTLINES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
+TASKS = {
+    "everything": ("questions", "referring", "reasoning", "generalized", "classes"),
+    "outlines": ("click", "scribble", "box", "mask", "clips"),
+}
+# title, run, path to the figure, path to its baseline (None: computed here), what the baseline is
+ROWS = (
+    ("questions, exact match", "everything", ("questions", "exact_match"), ("questions", "blind"), "most frequent answer"),
+    ("expressions, mIoU", "everything", ("referring", "mIoU"), None, "the largest object"),
+    ("indirect expressions, mIoU", "everything", ("reasoning", "mIoU"), None, "the largest object"),
+    ("none, one or many, gIoU", "everything", ("generalized", "gIoU"), None, "never a mask"),
+    ("lists of names, AP50", "everything", ("classes", "AP50"), None, ""),
+    ("a click, mIoU", "outlines", ("click", "mIoU"), ("click", "echo_mIoU"), "the prompt itself"),
+    ("a scribble, mIoU", "outlines", ("scribble", "mIoU"), ("scribble", "echo_mIoU"), "the prompt itself"),
+    ("a box, mIoU", "outlines", ("box", "mIoU"), ("box", "echo_mIoU"), "the prompt itself"),
+    ("a rough mask, mIoU", "outlines", ("mask", "mIoU"), ("mask", "echo_mIoU"), "the prompt itself"),
+    ("clips, pointed at, J&F", "outlines", ("clips", "regions", "J&F"), ("clips", "regions", "echo_J&F"), "the true first mask"),
+    ("clips, words, J&F", "outlines", ("clips", "words", "J&F"), ("clips", "words", "echo_J&F"), "its first mask all along"),
+    ("clips, identities linked", "outlines", ("clips", "links", "linked"), ("clips", "links", "linked_by_place"), "nearest place"),
+)
+
+
+def begin(run: str, seed: int = 0) -> SimpleNamespace:
+    """The components of a run before its first step."""
+    from diffusers_focus.training.initialize import initialize_anchors
+
+    components = ablations.build(ablations.ARMS["base"], seed)
+    if run == "outlines":
+        known = components.mask_decoder
+        torch.manual_seed(seed)
+        fresh = type(known).from_config(known.config)
+        initialize_anchors(components.vision_encoder, fresh)
+        fresh.pixel_decoder.load_state_dict(known.pixel_decoder.state_dict())
+        components.mask_decoder = fresh.float()
+    return components
+
+
+def train(run: str, folder: Path) -> Any:
+    """Both parts of a run, and its components at the end."""
+    from diffusers_focus.training.language import LanguageObjective
+    from diffusers_focus.training.stages import get_stage
+    from diffusers_focus.training.trainer import ParameterGroup, Trainer
+
+    if run == "everything":
+        return ablations.train("base", 0, folder.parent.parent / "ablations" / "base-0", STEPS)
+    components, stage = begin(run), get_stage("3")
+    groups = tuple(replace(group, learning_rate=2 * group.learning_rate) for group in stage.groups[:-1])
+    options = {"mixture": OUTLINES, "match_scale": True, "pixel_tokens": False}
+    recipe = replace(
+        stage,
+        name="outlines",
+        steps=STEPS,
+        groups=(*groups, ParameterGroup("mask_decoder", 1.5e-3)),
+        seed=1000,
+        options=options,
+    )
+    Trainer(recipe, LanguageObjective(components, recipe), folder / "outlines").run()
+    head = get_stage("3-identities")
+    head = replace(head, batch_size=4, options={**head.options, "pixel_tokens": False})
+    Trainer(head, LanguageObjective(components, head), folder / "identities").run()
+    return components
+
+
+def measure(components: Any, run: str, count: int, clips: int) -> dict[str, Any]:
+    """Every figure of the run's tasks, as a number."""
+    tasks = TASKS[run]
+    found = ablations.evaluated(components, count, [task for task in tasks if task != "clips"])
+    if "clips" in tasks:
+        found["groups"]["in"].update(ablations.evaluated(components, clips, ["clips"])["groups"]["in"])
+    return found
+
+
+def blind(count: int) -> dict[str, float]:
+    """Baselines that read no words and have true outlines: the largest object's mask, or no mask."""
+    from diffusers_focus.evaluation import metrics
+    from diffusers_focus.evaluation.tasks import SegmentTask, draw_batch
+
+    batch = draw_batch("in", 0, count)
+    values: dict[str, list[float]] = {"referring": [], "reasoning": [], "generalized": []}
+    for scene, drawn in zip(batch.scenes, batch.drawn):
+        largest = drawn.masks[int(drawn.masks.sum(axis=(1, 2)).argmax())]
+        for name, kept in values.items():
+            for referral in SegmentTask(name).samples(scene, False):
+                truth = drawn.masks[list(referral.targets)].any(axis=0)
+                kept.append(float(not truth.any()) if name == "generalized" else metrics.iou(largest, truth))
+    return {name: float(np.mean(kept)) for name, kept in values.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Rows of the task groups."""
+    lines = ["| | before | needs no training | after |", "|---|---|---|---|"]
+    for title, run, path, baseline, what in ROWS:
+        stages = [_at(results[run][when]["groups"]["in"], path) for when in ("before", "after")]
+        if baseline is not None:
+            other = f"{_at(results[run]['after']['groups']['in'], baseline):.2f} ({what})"
+        else:
+            other = f"{results['blind'][path[0]]:.2f} ({what})" if what else ""
+        lines.append(f"| {title} | {_written(stages[0])} | {other} | {_written(stages[1])} |")
+    return "\n".join(lines)
+
+
+def _at(figures: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    """The number at a path; None where there is nothing to count (a figure over no sample)."""
+    value: Any = figures
+    for key in path:
+        if key not in value:
+            return None
+        value = value[key]
+    return value["value"]
+
+
+def _written(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    """Train and measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=150, metavar="N", help="scenes (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=12, metavar="N", help="clips (default: %(default)s)")
+    parser.add_argument("--runs", metavar="DIR", default=str(ROOT / "runs" / "short-runs"), help="folder of the runs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--table", action="store_true", help="print the table alone")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.table:
+        results["blind"] = blind(options.count)
+        for run in TASKS:
+            results.setdefault(run, {})
+            for when in ("after", "before"):
+                if when not in results[run]:
+                    components = train(run, Path(options.runs)) if when == "after" else begin(run)
+                    results[run][when] = measure(components, run, options.count, options.clips)
+                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = RESULTS.with_suffix(".tmp")
+                    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+                    os.replace(temporary, RESULTS)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
