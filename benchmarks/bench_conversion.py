@@ -32,7 +32,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 
-from diffusers_focus.evaluation.run import hardware, versions, write_json
+from diffusers_focus.evaluation.run import hardware, versions
+from diffusers_focus.sharing.files import replace_json
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -474,7 +475,7 @@ def main() -> int:
         busy = round(os.getloadavg()[0], 1)
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-conversion-") as place:
             result["sizes"][size] = {"load_average_at_start": busy, **measure(size, Path(place), args.repeats)}
-        write_json(path, result)
+        replace_json(path, result)
         path.with_suffix(".md").write_text(text_of(result), encoding="utf-8")
     print(text_of(result))
     return 0

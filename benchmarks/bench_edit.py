@@ -29,7 +29,8 @@ from PIL import Image
 
 from diffusers_focus import FocusPipeline
 from diffusers_focus.data.world import render, sample_scene
-from diffusers_focus.evaluation.run import hardware, versions, write_json
+from diffusers_focus.evaluation.run import hardware, versions
+from diffusers_focus.sharing.files import replace_json
 from diffusers_focus.steps import editing
 
 TARGET = 1.15
@@ -121,7 +122,7 @@ def main() -> None:
     name = f"edit_{re.sub(r'[^a-z0-9]+', '-', where.lower()).strip('-')}_{result['date']}"
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", result)
+    replace_json(folder / f"{name}.json", result)
     lines = [
         f"# An edit beside SDXL inpainting on {where}, {result['date']}",
         "",

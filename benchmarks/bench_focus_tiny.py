@@ -30,7 +30,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffusers_focus import FocusPipeline
 from diffusers_focus.data.world import render, sample_scene
-from diffusers_focus.evaluation.run import hardware, versions, write_json
+from diffusers_focus.evaluation.run import hardware, versions
+from diffusers_focus.sharing.files import replace_json
 
 HERE = Path(__file__).resolve().parent
 PIPELINE = HERE.parent / "pipelines" / "focus-tiny"
@@ -229,7 +230,7 @@ def main() -> int:
     name = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-") + f"_{result['date']}"
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", result)
+    replace_json(folder / f"{name}.json", result)
     text = report(result)
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)

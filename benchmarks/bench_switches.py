@@ -226,7 +226,8 @@ def main() -> int:
     if args.child:
         measure_one(args.child[0], args.pipeline, args.repeats, args.steps, Path(args.child[1]))
         return 0
-    from diffusers_focus.evaluation.run import hardware, versions, write_json
+    from diffusers_focus.evaluation.run import hardware, versions
+    from diffusers_focus.sharing.files import replace_json
 
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -260,7 +261,7 @@ def main() -> int:
     name = re.sub(r"[^a-z0-9]+", "-", result["hardware"]["processor"].lower()).strip("-") + f"_{result['date']}"
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"switches_{name}.json", result)
+    replace_json(folder / f"switches_{name}.json", result)
     text = report(result)
     (folder / f"switches_{name}.md").write_text(text, encoding="utf-8")
     print(text)

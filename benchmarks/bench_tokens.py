@@ -28,12 +28,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM
 
-from diffusers_focus.evaluation.run import hardware, versions, write_json
+from diffusers_focus.evaluation.run import hardware, versions
 from diffusers_focus.processing.grammar import InterleavedLogitsProcessor, TokenSampling, VisualTokenGrammar
 from diffusers_focus.processing.grids import pixel_grid, semantic_grid
 from diffusers_focus.processing.images import FocusImageProcessor
 from diffusers_focus.processing.prompts import GENERATE, GENERATE_RANDOM
 from diffusers_focus.processing.vocabulary import build_tiny_tokenizer, extend_tokenizer
+from diffusers_focus.sharing.files import replace_json
 from diffusers_focus.steps.sampling import draw_ids, uniform_numbers
 from diffusers_focus.steps.sequence import (
     FocusContext,
@@ -308,7 +309,7 @@ def main() -> None:
     name = f"tokens_{slug}_{options.size}px_{options.dtype}_{facts['date']}"
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", result)
+    replace_json(folder / f"{name}.json", result)
     lines = [f"# Writing visual tokens on {where}, {facts['date']}", "", "```", str(given), "```", ""]
     lines += ["| ratio | | target |", "|---|---|---|"]
     lines += [f"| {key} | {value:.2f} | {TARGETS.get(key, '')} |" for key, value in of.items()]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,6 +162,8 @@ def evaluated(components: Any, count: int, tasks: list[str]) -> dict[str, Any]:
 
 def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
     """Add a run to the results; the file is whole at every moment."""
+    from diffusers_focus.sharing.files import replace_json
+
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     figures = {}
     for title in ARMS[name].measured:
@@ -178,9 +179,7 @@ def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
         **figures,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, RESULTS)
+    replace_json(RESULTS, results)
 
 
 def table() -> str:

@@ -8,7 +8,7 @@ Two runs of `STEPS` steps of four pictures, both with a language model and adapt
   "everything"  is the arm "base" of `ablations.py` (begun on the published mask decoder): questions and expressions.
   "outlines"    begins with a mask decoder that knows nothing but its pixel decoder's features of stage 0, and sees pairs of frames:
                 regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
-Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand the baselines that see no picture, or do not read:
+Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand the baselines that see no picture or do not read:
 the most frequent answer of a kind of question, the outline of the largest object whatever the words (both true to the pixel), no
 mask at all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
 Results: recipes/short-runs/results.json, docs/training.md ("What a short run teaches").
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +37,13 @@ TASKS = {
 }
 # title, run, path to the figure, path to its baseline (None: computed here), what the baseline is
 ROWS = (
-    ("questions, exact match", "everything", ("questions", "exact_match"), ("questions", "blind"), "most frequent answer"),
+    (
+        "questions, exact match",
+        "everything",
+        ("questions", "exact_match"),
+        ("questions", "blind"),
+        "most frequent answer",
+    ),
     ("expressions, mIoU", "everything", ("referring", "mIoU"), None, "the largest object"),
     ("indirect expressions, mIoU", "everything", ("reasoning", "mIoU"), None, "the largest object"),
     ("none, one or many, gIoU", "everything", ("generalized", "gIoU"), None, "never a mask"),
@@ -47,9 +52,27 @@ ROWS = (
     ("a scribble, mIoU", "outlines", ("scribble", "mIoU"), ("scribble", "echo_mIoU"), "the prompt itself"),
     ("a box, mIoU", "outlines", ("box", "mIoU"), ("box", "echo_mIoU"), "the prompt itself"),
     ("a rough mask, mIoU", "outlines", ("mask", "mIoU"), ("mask", "echo_mIoU"), "the prompt itself"),
-    ("clips, pointed at, J&F", "outlines", ("clips", "regions", "J&F"), ("clips", "regions", "echo_J&F"), "the true first mask"),
-    ("clips, words, J&F", "outlines", ("clips", "words", "J&F"), ("clips", "words", "echo_J&F"), "its first mask all along"),
-    ("clips, identities linked", "outlines", ("clips", "links", "linked"), ("clips", "links", "linked_by_place"), "nearest place"),
+    (
+        "clips, pointed at, J&F",
+        "outlines",
+        ("clips", "regions", "J&F"),
+        ("clips", "regions", "echo_J&F"),
+        "the true first mask",
+    ),
+    (
+        "clips, words, J&F",
+        "outlines",
+        ("clips", "words", "J&F"),
+        ("clips", "words", "echo_J&F"),
+        "its first mask all along",
+    ),
+    (
+        "clips, identities linked",
+        "outlines",
+        ("clips", "links", "linked"),
+        ("clips", "links", "linked_by_place"),
+        "nearest place",
+    ),
 )
 
 
@@ -148,6 +171,8 @@ def _written(value: float | None) -> str:
 
 def main() -> None:
     """Train and measure what is missing, then print the table."""
+    from diffusers_focus.sharing.files import replace_json
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=150, metavar="N", help="scenes (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=12, metavar="N", help="clips (default: %(default)s)")
@@ -166,9 +191,7 @@ def main() -> None:
                     components = train(run, Path(options.runs)) if when == "after" else begin(run)
                     results[run][when] = measure(components, run, options.count, options.clips)
                     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = RESULTS.with_suffix(".tmp")
-                    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-                    os.replace(temporary, RESULTS)
+                    replace_json(RESULTS, results)
     print(table(results))
 
 

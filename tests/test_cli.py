@@ -107,20 +107,6 @@ def test_overrides_are_read_as_json_or_text():
     assert args.resume is True
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "out.json"
-    cli._write_json(target, {"a": 1})
-
-    def fail(file):
-        file.write(b"half")
-        raise ValueError("stopped")
-
-    with pytest.raises(ValueError, match="stopped"):
-        cli._write(target, fail)
-    assert json.loads(target.read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-
-
 def test_world_writes_pictures_masks_and_truth_that_agree(tmp_path, capsys):
     assert status("world", "--seed", 7, "--count", 2, "--size", 64, "-o", tmp_path / "w") == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "w" / "7.png"), str(tmp_path / "w" / "8.png")]

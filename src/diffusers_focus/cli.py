@@ -16,11 +16,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command_line import DEFAULT_PIPELINE, USER_ERROR, command_line
+from .sharing.files import replace_file, replace_json
 from .sharing.shipped import shipped_pipeline
 
 if TYPE_CHECKING:
@@ -106,29 +107,14 @@ def _image_format(path: Path) -> str:
     return found
 
 
-def _write(path: Path, write: Callable[[Any], None]) -> None:
-    """Let `write` fill a binary file that appears under its name only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_image(path: Path, image: Image.Image) -> None:
-    _write(path, lambda file: image.save(file, format=_image_format(path)))
+    replace_file(path, lambda file: image.save(file, format=_image_format(path)))
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:
     from PIL import Image
 
     _write_image(path, Image.fromarray(mask.astype("uint8") * 255))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write(path, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
 
 
 def _read_image(path: str, mode: str = "RGB") -> Image.Image:
@@ -267,7 +253,7 @@ def _segment(args: argparse.Namespace) -> None:
             {"label": label, "score": float(score), "quality": float(quality), "box": box, "segmentation": rle}
             for label, score, quality, box, rle in found
         ]
-        _write_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
+        replace_json(content, {"text": out.text[0], "presence": out.presence[0], "objects": objects})
         print(content)
 
 
@@ -357,7 +343,7 @@ def _world(args: argparse.Namespace) -> None:
         for index, mask in enumerate(drawn.masks):
             _write_mask(folder / f"{seed}-object{index}.png", mask)
         _write_image(folder / f"{seed}-edited.png", Image.fromarray(render(edit.result, args.size).image))
-        _write_json(folder / f"{seed}.json", _truth(scene, edit, rng, may_name))
+        replace_json(folder / f"{seed}.json", _truth(scene, edit, rng, may_name))
         _write_image(folder / f"{seed}.png", Image.fromarray(drawn.image))
         print(folder / f"{seed}.png")
 
@@ -513,7 +499,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         print(f"{name}: {json.dumps(values)}")
     for file in write(folder, result) if target is None else [target]:
         if target is not None:
-            _write_json(target, result)
+            replace_json(target, result)
         print(file)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..processing.index_maps import index_map_of, save_index_map
-from .files import replace_file
+from ..sharing.files import replace_file, replace_text
 from .folders import SAMPLES_FILE, write_records
 from .language import Edit, Referral, reasoning_expressions, referring_expressions
 from .world import Rendered, Scene, WorldObject, render, sample_scene, with_twin
@@ -240,7 +240,7 @@ def write_clip(root: str | os.PathLike, clip: Clip, size: int = 128, split: str 
         "expressions": [asdict(referral) for referral in referrals],
     }
     text = json.dumps(truth, indent=2) + "\n"
-    replace_file(root / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(root / f"{name}.json", text)
     _add_lines(root, name, listing, [_record(root, frames, maps, clip, referral) for referral in referrals])
     return frames
 
@@ -263,7 +263,7 @@ def _add_lines(root: Path, name: str, listing: Path, records: list[dict]) -> Non
     """Put a clip into the list of clips and its samples among the samples, in place of those it had."""
     known = listing.read_text(encoding="utf-8").split() if listing.is_file() else []
     names = "".join(f"{one}\n" for one in dict.fromkeys([*known, name]))
-    replace_file(listing, lambda path: path.write_text(names, encoding="utf-8"))
+    replace_text(listing, names)
     samples = root / SAMPLES_FILE
     lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
     kept = [record for record in map(json.loads, lines) if not record["key"].startswith(f"{name}/")]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..sharing.files import replace_file
 from .benchmarks import instructions, questions, refer, segmentation, videos
 from .files import SampleFiles
 from .folders import SAMPLES_FILE, write_records
@@ -198,9 +199,7 @@ def _moved(record: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
             try:
                 os.link(old, new)
             except OSError:
-                temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
-                shutil.copyfile(old, temporary)
-                os.replace(temporary, new)
+                replace_file(new, lambda path: shutil.copyfile(old, path))
         return name
 
     return rename_files(record, move)

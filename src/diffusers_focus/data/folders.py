@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..sharing.files import replace_file
 from .files import SampleFiles
 from .samples import Sample, check_record, read_sample
 
@@ -153,15 +154,15 @@ def write_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) ->
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
-    try:
+
+    def write(temporary: Path) -> None:
+        nonlocal written
         with temporary.open("w", encoding="utf-8") as stream:
             for record in records:
                 check_record(record)
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
                 written += 1
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    replace_file(path, write)
     return written

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ..sharing.files import replace_file, replace_text
 from .files import SampleFiles
 from .samples import check_record, rename_files
 
@@ -204,21 +205,19 @@ def write_shards(
     pending = next(units, None)
     while pending is not None:
         name = f"shard-{len(index):06d}.tar"
-        temporary = directory / f".{name}.{os.getpid()}.tmp"
         count = 0
-        try:
-            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+
+        def write(path: Path) -> None:
+            nonlocal pending, count
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
                 while pending is not None and count < per_shard:
                     _pack(archive, f"{pending[0]:08d}", pending[1], files)
                     count += 1
                     pending = next(units, None)
-            os.replace(temporary, directory / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        replace_file(directory / name, write)
         index[name] = {"samples": count, "bytes": (directory / name).stat().st_size}
-    temporary = directory / f".{INDEX_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(index, indent=1))
-    os.replace(temporary, directory / INDEX_FILE)
+    replace_text(directory / INDEX_FILE, json.dumps(index, indent=1))
     return sum(one["samples"] for one in index.values())
 
 

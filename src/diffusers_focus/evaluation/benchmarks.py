@@ -29,10 +29,11 @@ from tqdm import tqdm
 from ..data.benchmarks import edits, generation, questions, refer, segmentation, videos
 from ..data.folders import SampleFolder
 from ..data.samples import Query, Truth, names_of, read_query, read_truth
+from ..sharing.files import replace_json
 from .drawing import Drawing, write_drawn_gallery
 from .gallery import write_gallery
 from .picture_scores import Measures, fid_figures, has_ssim, picture_figures
-from .run import hardware, versions, write_json
+from .run import hardware, versions
 from .scores import SCORERS
 from .video_scores import read_expression_masks, read_object_maps, tube_reader
 
@@ -272,7 +273,7 @@ def run_benchmark(
         result["gallery"] = write_drawn_gallery(target.with_suffix(".gallery.png"), good, by_key, root, place, gallery)
     elif gallery:
         result["gallery"] = write_gallery(target.with_suffix(".gallery.png"), good, by_key, root, gallery)
-    write_json(target, result)
+    replace_json(target, result)
     return result
 
 

@@ -29,10 +29,10 @@ from ..data.language import generalized_expressions, reasoning_expressions
 from ..data.regions_sampling import REGION_KINDS
 from ..data.world import Rendered, Scene, render, sample_scene
 from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
+from ..sharing.files import replace_json
 from ..steps.confidence import CLASSES, REGIONS, WORDS, kind_of
 from ..steps.segment import FoundObjects, MaskPrompt, MaskReading, read_masks, says_nothing, select_objects
 from .metrics import expected_calibration_error, iou
-from .run import write_json
 from .tasks import GENERALIZED_PER_SCENE, class_sample, referring_sample, region_sample, scene_rng
 
 FIRST_VALIDATION_SEED = 2_000_000
@@ -117,7 +117,7 @@ def write(folder: str | os.PathLike, result: Mapping[str, Any]) -> list[Path]:
     found = [file for file in files if file.is_file()]
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in found]
     for file, content in zip(found, contents):
-        write_json(file, dict(sorted({**content, **{name: result[name] for name in SETTINGS}}.items())))
+        replace_json(file, dict(sorted({**content, **{name: result[name] for name in SETTINGS}}.items())))
     return found
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.files import SampleFiles, replace_file
+from ..data.files import SampleFiles
+from ..sharing.files import replace_file
 from .gallery import Strip, write_sheet
 from .picture_scores import Drawn, Measures, picture_row
 

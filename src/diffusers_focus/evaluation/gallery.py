@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.coco_masks import decode_rle
 from ..data.samples import Query, Truth, read_query, read_truth
+from ..sharing.files import replace_file
 
 PANEL = 240  # pixels, the height of a picture
 TEXT_LINES = 4
@@ -84,13 +85,7 @@ def write_sheet(path: str | os.PathLike, rows: Sequence[Strip]) -> int:
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(Path(path), lambda temporary: sheet.save(temporary, format="PNG"))
     return len(strips)
 
 

@@ -10,7 +10,6 @@ absent, never zero.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.world import first_held_out_seed
+from ..sharing.files import replace_json
 from .ablation import AblationTask
 from .clicks import ClicksTask
 from .clips import ClipTask
@@ -132,7 +132,7 @@ def evaluate(
         result["groups"][group] = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
         result["seconds"] = round(time.perf_counter() - start, 1)
         if output is not None:
-            write_json(Path(output), result)
+            replace_json(Path(output), result)
     return result
 
 
@@ -212,13 +212,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is complete or not there at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

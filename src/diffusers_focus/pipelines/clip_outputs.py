@@ -20,6 +20,7 @@ from ..data.coco_masks import encode_rle
 from ..processing.drawing import draw_masks
 from ..processing.index_maps import davis_palette, index_map_of, save_index_map
 from ..processing.video_files import picture_file
+from ..sharing.files import replace_json
 from ..steps.clips import FocusClipFrame
 
 CLIP_OUTPUTS = ("np", "maps", "rle")
@@ -166,6 +167,4 @@ class FocusClipWriter:
             known = {
                 str(number): one | {"score": round(one["score"], 4)} for number, one in sorted(self.objects.items())
             }
-            temporary = self.folder / f".objects.json.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(temporary, self.folder / "objects.json")
+            replace_json(self.folder / "objects.json", known)

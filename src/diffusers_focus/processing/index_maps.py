@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..sharing.files import replace_file
+
 MOST_OBJECTS = 254
 """Numbers a map has room for; 255 is void."""
 
@@ -57,12 +59,6 @@ def index_map_of(masks: np.ndarray, numbers: list[int] | None = None) -> np.ndar
 
 def save_index_map(path: str | os.PathLike, numbers: np.ndarray) -> None:
     """Write uint8 [height, width] as a palette PNG, which is complete or not there at all."""
-    path = Path(path)
     picture = Image.fromarray(np.asarray(numbers, dtype=np.uint8))
     picture.putpalette(davis_palette())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(Path(path), lambda temporary: picture.save(temporary, format="PNG"))

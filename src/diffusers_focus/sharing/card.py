@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from .files import replace_text
 from .loaders import shim_name
 
 
@@ -181,13 +182,6 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
         ) from None
     replace_text(target, text)
     return text
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file; an older one stays as it is until the new one is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def measurement(metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .card import Origin, pushed_card, replace_text, section
+from .card import Origin, pushed_card, section
+from .files import replace_text
 from .loaders import loader_files
 
 CARD, FIGURES, INDEX, MODULAR_INDEX = "README.md", "metrics.json", "model_index.json", "modular_model_index.json"

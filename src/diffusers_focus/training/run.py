@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from ..sharing.files import replace_text
 from .components import load_components, save_component
 from .stages import NEEDS, STAGES, build_objective, get_stage
 from .trainer import StageRecipe, Trainer, share_of
@@ -121,9 +121,7 @@ def run_stage(
     record["processes"] = trainer.accelerator.num_processes
     if skipped is not None:
         record["skipped"] = {**skipped.counts, "reasons": skipped.reasons}
-        kept = folder / f"{SKIPPED}.tmp"
-        kept.write_text(json.dumps({"names": skipped.names, "reasons": skipped.reasons}))
-        os.replace(kept, folder / SKIPPED)
+        replace_text(folder / SKIPPED, json.dumps({"names": skipped.names, "reasons": skipped.reasons}))
     if done:
         trainer.use_average()
         finish = getattr(objective, "finish", None)
@@ -133,7 +131,5 @@ def run_stage(
         for name in NEEDS[recipe.objective]:
             if name in trained or name in ("lm_tokenizer", "image_processor", "scheduler"):
                 save_component(root, name, getattr(components, name))
-    temporary = folder / "recipe.tmp"
-    temporary.write_text(json.dumps(record, indent=1, default=list))
-    os.replace(temporary, folder / "recipe.json")
+    replace_text(folder / "recipe.json", json.dumps(record, indent=1, default=list))
     return done

@@ -34,6 +34,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from ..sharing.files import replace_file
 from .workers import check_workers, drawn_ahead
 
 CHECKPOINT = "checkpoint"
@@ -446,12 +447,13 @@ class _Log:
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append({k: (f"{v:.6g}" if isinstance(v, float) else v) for k, v in row.items()})
         names = list(dict.fromkeys(k for r in self.rows for k in r))
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        replace_file(self.path, lambda path: self._write_rows(path, names))
+
+    def _write_rows(self, path: Path, names: list[str]) -> None:
+        with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)
 
 
 def plot_log(log: str | Path, picture: str | Path) -> None:

@@ -13,11 +13,11 @@ import base64
 import binascii
 import csv
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...sharing.files import replace_file
 from .refer import image_folder, read_json
 
 POPE_SPLITS = ("random", "popular", "adversarial")
@@ -122,7 +122,8 @@ def _mmbench(root: Path, file: Path) -> Iterator[dict[str, Any]]:
                 # A short field is the index of the row that has the picture.
                 name = image if len(image) < 64 else index
                 if name == index and not (folder / f"{name}.jpg").is_file():
-                    _store(folder / f"{name}.jpg", base64.b64decode(image, validate=True))
+                    picture = base64.b64decode(image, validate=True)
+                    replace_file(folder / f"{name}.jpg", lambda path, picture=picture: path.write_bytes(picture))
             except (KeyError, TypeError, ValueError, binascii.Error) as error:
                 raise ValueError(f"Row {row.get('index')} of {str(file)!r} cannot be read: {error}.") from None
             choices = [
@@ -138,9 +139,3 @@ def _mmbench(root: Path, file: Path) -> Iterator[dict[str, Any]]:
                 "answer": answer,
                 "info": {"image_id": name, "kind": row.get("category") or "", "question": int(index) % CIRCLE},
             }
-
-
-def _store(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

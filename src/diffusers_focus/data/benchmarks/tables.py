@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ...sharing.files import replace_file
 
 _BATCH = 16  # rows of a parquet file at a time; each may hold megabytes of pictures
 
@@ -105,7 +106,5 @@ def _stored(root: Path, name: str, cell: Any, file: Path) -> str:
         raise ValueError(f"{str(file)!r} calls a picture {name!r}, which leads out of its folder.")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        replace_file(path, lambda temporary: temporary.write_bytes(data))
     return path.relative_to(root).as_posix()
