@@ -1,16 +1,17 @@
 """What a short run teaches, task group by task group: before it, after it, and what needs no training at all.
 
-Command:   python recipes/short_runs.py                        (both runs, where they are not there yet, then the table)
+Command:   python recipes/short_runs.py                        (the runs that are not there yet, then the table)
            python recipes/short_runs.py --table
-Hardware:  one CPU core, 12 minutes a run and as long to measure. A stopped run goes on where it was.
+Hardware:  one CPU core, about 12 minutes a run and half as long to measure. A stopped run goes on where it was.
 
-Two runs of `STEPS` steps of four pictures, both with a language model and adapters that know nothing:
-  "everything"  is the arm "base" of `ablations.py` (begun on the published mask decoder): questions and expressions.
-  "outlines"    begins with a mask decoder that knows nothing but its pixel decoder's features of stage 0, and sees pairs of frames:
-                regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
-Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand the baselines that see no picture or do not read:
-the most frequent answer of a kind of question, the outline of the largest object whatever the words (both true to the pixel), no
-mask at all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
+Three runs, of pictures that are drawn anew for every step. None knows anything of language or of prompts before it begins:
+  "asking"       the recipe of stage 2 on a language model and adapters that know nothing: questions alone.
+  "expressions"  goes on with that and the published mask decoder: the joint objective on expressions, lists and questions.
+  "outlines"     a mask decoder that knows nothing but its pixel decoder's features of stage 0, an untrained language model, pairs of
+                 frames: regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
+Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand baselines that see no picture or do not read: the
+most frequent answer of a kind of question, the outline of the largest object whatever the words (true to the pixel), no mask at
+all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
 Results: recipes/short-runs/results.json, docs/training.md ("What a short run teaches").
 """
 
@@ -29,25 +30,27 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
-STEPS = 250
+STEPS = {"asking": 500, "expressions": 250, "outlines": 250}
+EXPRESSIONS = {**ablations.MIXTURE, "questions": 8, "generalized": 3, "edits": 0.0}
 OUTLINES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
 TASKS = {
-    "everything": ("questions", "referring", "reasoning", "generalized", "classes"),
+    "asking": ("questions",),
+    "expressions": ("referring", "reasoning", "generalized", "classes"),
     "outlines": ("click", "scribble", "box", "mask", "clips"),
 }
 # title, run, path to the figure, path to its baseline (None: computed here), what the baseline is
 ROWS = (
     (
         "questions, exact match",
-        "everything",
+        "asking",
         ("questions", "exact_match"),
         ("questions", "blind"),
         "most frequent answer",
     ),
-    ("expressions, mIoU", "everything", ("referring", "mIoU"), None, "the largest object"),
-    ("indirect expressions, mIoU", "everything", ("reasoning", "mIoU"), None, "the largest object"),
-    ("none, one or many, gIoU", "everything", ("generalized", "gIoU"), None, "never a mask"),
-    ("lists of names, AP50", "everything", ("classes", "AP50"), None, ""),
+    ("expressions, mIoU", "expressions", ("referring", "mIoU"), None, "the largest object"),
+    ("indirect expressions, mIoU", "expressions", ("reasoning", "mIoU"), None, "the largest object"),
+    ("none, one or many, gIoU", "expressions", ("generalized", "gIoU"), None, "never a mask"),
+    ("lists of names, AP50", "expressions", ("classes", "AP50"), None, ""),
     ("a click, mIoU", "outlines", ("click", "mIoU"), ("click", "echo_mIoU"), "the prompt itself"),
     ("a scribble, mIoU", "outlines", ("scribble", "mIoU"), ("scribble", "echo_mIoU"), "the prompt itself"),
     ("a box, mIoU", "outlines", ("box", "mIoU"), ("box", "echo_mIoU"), "the prompt itself"),
@@ -92,29 +95,28 @@ def begin(run: str, seed: int = 0) -> SimpleNamespace:
 
 
 def train(run: str, folder: Path) -> Any:
-    """Both parts of a run, and its components at the end."""
+    """A run to its end, after those it goes on with; its components."""
     from diffusers_focus.training.language import LanguageObjective
     from diffusers_focus.training.stages import get_stage
     from diffusers_focus.training.trainer import ParameterGroup, Trainer
 
-    if run == "everything":
-        return ablations.train("base", 0, folder.parent.parent / "ablations" / "base-0", STEPS)
-    components, stage = begin(run), get_stage("3")
-    groups = tuple(replace(group, learning_rate=2 * group.learning_rate) for group in stage.groups[:-1])
+    def go_on(components: Any, recipe: Any, name: str) -> Any:
+        Trainer(recipe, LanguageObjective(components, recipe), folder / name).run()
+        return components
+
+    if run == "asking":
+        return go_on(begin(run), replace(get_stage("2"), name=run, steps=STEPS[run], seed=1000), run)
+    stage = get_stage("3")
+    fast = tuple(replace(group, learning_rate=2 * group.learning_rate) for group in stage.groups)
+    recipe = replace(stage, name=run, steps=STEPS[run], seed=1000)
+    if run == "expressions":
+        options = {"mixture": {**EXPRESSIONS, "question_kinds": get_stage("2").options["mixture"]["question_kinds"]}}
+        return go_on(train("asking", folder), replace(recipe, groups=fast, options=options), run)
     options = {"mixture": OUTLINES, "match_scale": True, "pixel_tokens": False}
-    recipe = replace(
-        stage,
-        name="outlines",
-        steps=STEPS,
-        groups=(*groups, ParameterGroup("mask_decoder", 1.5e-3)),
-        seed=1000,
-        options=options,
-    )
-    Trainer(recipe, LanguageObjective(components, recipe), folder / "outlines").run()
+    groups = (*fast[:-1], ParameterGroup("mask_decoder", 1.5e-3))
+    components = go_on(begin(run), replace(recipe, groups=groups, options=options), run)
     head = get_stage("3-identities")
-    head = replace(head, batch_size=4, options={**head.options, "pixel_tokens": False})
-    Trainer(head, LanguageObjective(components, head), folder / "identities").run()
-    return components
+    return go_on(components, replace(head, batch_size=4, options={**head.options, "pixel_tokens": False}), "identities")
 
 
 def measure(components: Any, run: str, count: int, clips: int) -> dict[str, Any]:
