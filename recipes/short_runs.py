@@ -113,7 +113,8 @@ def train(run: str, folder: Path) -> Any:
         options = {"mixture": {**EXPRESSIONS, "question_kinds": get_stage("2").options["mixture"]["question_kinds"]}}
         return go_on(train("asking", folder), replace(recipe, groups=fast, options=options), run)
     options = {"mixture": OUTLINES, "match_scale": True, "pixel_tokens": False}
-    groups = (*fast[:-1], ParameterGroup("mask_decoder", 1.5e-3))
+    reading = tuple(group for group in fast if group.component in ("language_model", "vision_encoder"))
+    groups = (*reading, ParameterGroup("mask_decoder", 1.5e-3))
     components = go_on(begin(run), replace(recipe, groups=groups, options=options), run)
     head = get_stage("3-identities")
     return go_on(components, replace(head, batch_size=4, options={**head.options, "pixel_tokens": False}), "identities")

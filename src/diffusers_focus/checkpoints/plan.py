@@ -32,6 +32,7 @@ START_AT_ZERO = (
     "vision_encoder.query_adapter.layers.#.beta",
     "mask_decoder.pixel_decoder.position_projection.weight",
     "mask_conditioner.proj_out.weight",
+    "mask_conditioner.cell_guidance.proj_out.weight",
 )
 
 

@@ -87,7 +87,14 @@ TINY: dict[str, dict[str, Any]] = {
         "pad_token_id": 509,
         "eos_token_id": 511,
     },
-    "mask_conditioner": {"patch_size": 2, "code_channels": 16, "cross_attention_dim": 128, "hidden_dim": 64},
+    "mask_conditioner": {
+        "patch_size": 2,
+        "code_channels": 16,
+        "cross_attention_dim": 128,
+        "hidden_dim": 64,
+        "guidance_dim": 512,
+        "language_hidden_size": 192,
+    },
     "unet": {
         "sample_size": 32,
         "in_channels": 20,

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from ..data.language import EDIT_KINDS, Edit, edit_support, sample_edit
-from ..data.world import Scene, render
+from ..data.world import Rendered, Scene, render
 from ..processing.masks import resample_mask
 from ..processing.prompts import EDIT, build_answer
 from ..steps.encode import source_codes
+from ..steps.guidance import guiding
 from ..steps.sequence import FocusContext, batch_rows, encode_prefix, run_suffixes, suffix_row
 from ..steps.visual_tokens import fed_positions
 from .tasks import Batch, figure, kinds_of, scene_rng
@@ -40,7 +41,7 @@ class CodesTask:
         for index, scene in enumerate(batch.scenes):
             edits = _edits(scene, batch.may_name)
             if edits:
-                self.records += _measure(pipe, scene, batch.drawn[index].image, edits)
+                self.records += _measure(pipe, scene, batch.drawn[index], edits)
 
     def figures(self) -> dict[str, Any]:
         """Cross-entropy of a pixel code in nats, share of first choices, and their distance in the codebook, per kind of edit."""
@@ -60,11 +61,11 @@ def _edits(scene: Scene, held_out: bool) -> list[Edit]:
     return found
 
 
-def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+def _measure(pipe: Any, scene: Scene, drawn: Rendered, edits: Sequence[Edit]) -> list[dict[str, Any]]:
     context = FocusContext.of(pipe)
     vocabulary = context.vocabulary
-    size = picture.shape[0]
-    encoding = pipe.encode_image(picture)
+    size, guided = drawn.image.shape[0], guiding(pipe)
+    encoding = pipe.encode_image(drawn.image)
     own = source_codes(pipe, encoding)
     truths = source_codes(pipe, pipe.encode_image([render(edit.result, size).image for edit in edits]))
     before = vocabulary.image_ids(own[0][0], own[1][0], with_tag=False)
@@ -72,7 +73,7 @@ def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> li
     device = before.device
     table = pipe.visual_tokenizer.pixel_quantizer.lookup(torch.arange(stop - first, device=device)).float()
     prefix = encode_prefix(pipe, context, encoding, task=EDIT)
-    rows, wanted, places = [], [], []
+    rows, wanted, places, cells = [], [], [], []
     for number, edit in enumerate(edits):
         change = torch.from_numpy(edit_support(scene, edit, size, dilation=1)).float()[None, None].to(device)
         inside = [resample_mask(change, tuple(level.shape[-2:]), "any")[0, 0] > 0 for level in own]
@@ -93,6 +94,9 @@ def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> li
                     code_answers=written[read].tolist(),
                 )
             )
+        if guided is not None:
+            about = torch.from_numpy(drawn.masks[list(edit.targets)].any(axis=0)).to(change)[None, None]
+            cells.append(guided.places(about, change, tuple(inside[1].shape))[0][inside[1].flatten()])
         wanted.append(true[read])
         places.append(written[read] & (true[read] >= first))
     suffixes = batch_rows(pipe, rows, pad="right")
@@ -106,6 +110,8 @@ def _measure(pipe: Any, scene: Scene, picture: Any, edits: Sequence[Edit]) -> li
             span = suffixes.codes[row]
             assert span is not None
             states = hidden[row, span[0] - 1 : span[0] - 1 + len(span[1])][places[number].to(hidden.device)]
+            if guided is not None:
+                states = guided.guide(states, cells[number].to(states.device))
             logits = pipe.language_model.lm_head(states)[:, first:stop].float()
             chosen = logits.argmax(-1)
             record[f"nats_{history}"] = F.cross_entropy(logits, truth).item()

@@ -1,4 +1,4 @@
-"""FocusMaskConditioner: an edit mask as a sequence for the UNet's cross-attention.
+"""FocusMaskConditioner: an edit mask as a sequence for the UNet's cross-attention, and as guidance of visual tokens.
 
 Paper: FOCUS (arXiv 2506.16806), "Diffusion decoder with mask guidance": the mask is downsampled to the latent grid,
 flattened and linearly projected to a sequence f_m that the SDXL UNet reads through its cross-attention. The paper
@@ -8,6 +8,9 @@ patch, by which a UNet query can find its own place.
 
 The last projection is zero and has no bias: at initialisation f_m is exactly zero, and since SDXL's key and value
 projections have no bias either, zero rows contribute zero values.
+
+With `guidance_dim` it also guides the visual tokens that the language model writes (`cell_guidance`), which the paper does not
+have; that part starts silent as well.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
 from ..sharing.publish import FocusHubMixin
+from ._cell_guidance import CellGuidance, cell_places
 from ._position import sine_position_2d
 
 
@@ -59,6 +63,8 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         code_channels: Channels of the token map (both code widths together).
         cross_attention_dim: Width of the UNet's `encoder_hidden_states`.
         hidden_dim: Inner width, a multiple of 4.
+        guidance_dim: Inner width of the guidance of visual tokens; None has none.
+        language_hidden_size: H, width of the language model that is guided; needed with `guidance_dim`.
     """
 
     _supports_gradient_checkpointing = True
@@ -68,7 +74,13 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
 
     @register_to_config
     def __init__(
-        self, patch_size: int = 8, code_channels: int = 64, cross_attention_dim: int = 2048, hidden_dim: int = 512
+        self,
+        patch_size: int = 8,
+        code_channels: int = 64,
+        cross_attention_dim: int = 2048,
+        hidden_dim: int = 512,
+        guidance_dim: int | None = None,
+        language_hidden_size: int | None = None,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -88,6 +100,30 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         self.norm_out = nn.LayerNorm(hidden_dim)
         self.proj_out = nn.Linear(hidden_dim, cross_attention_dim, bias=False)
         nn.init.zeros_(self.proj_out.weight)
+        self.cell_guidance = None
+        if guidance_dim is not None:
+            if language_hidden_size is None:
+                raise ValueError(
+                    f"guidance_dim is {guidance_dim}, but language_hidden_size is not given; it is the width of the language model "
+                    "whose visual tokens are guided."
+                )
+            self.cell_guidance = CellGuidance(language_hidden_size, guidance_dim)
+
+    def places(self, objects: torch.Tensor, changes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Where the cells of a token grid lie in what is edited, for `guide`: float32 [B, rows * columns, P], see `cell_places`.
+
+        Args:
+            objects: [B, 1, H, W] in 0..1 on the canvas, what each edit is about.
+            changes: [B, 1, H, W] in 0..1, where its pixels may change.
+            grid: rows and columns of the tokens.
+        """
+        return cell_places(objects, changes, grid)
+
+    def guide(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """States [..., H] that visual tokens are read from, guided by the places [..., P] of their cells; as they are without
+        `guidance_dim`.
+        """
+        return states if self.cell_guidance is None else self.cell_guidance(states, places)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a `height` x `width` latent grid; their product is the sequence length T."""

@@ -100,6 +100,7 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     ),
     "latents": (torch.Tensor, None, "[B, 4, h, w]: initial noise of unit variance, then the latents as they are."),
     "output_type": (str, "pil", '"pil", "np", "pt" or "latent".'),
+    "masks": (list, None, "bool [objects, height, width] per edit, what it is about; None takes `mask_image` for it."),
     "edits": (list[EditPrompt], None, "Edits with their masks, from `edit_input`."),
     "whole": (tuple, None, "The images that parts were cut out of, and where each part lies; from `crop`."),
     "token_resolution": (tuple[int, int], None, "(height, width) that the visual tokens stand for."),

@@ -22,7 +22,7 @@ from ..steps.arguments import (
     token_resolution,
 )
 from ..steps.cropping import crop_edits
-from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, places_given, warn_untrained
+from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, places_given, told, warn_untrained
 from ..steps.encode import encode_image, single_images
 from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
 from ._step import FocusStep, WithProgress, read, write
@@ -36,7 +36,7 @@ _DRAWING_SETTINGS = (
     "default_top_p",
     "pixel_code_sharpness",
 )
-_WRITING = ("language_model", "lm_tokenizer", "visual_tokenizer", "image_processor")
+_WRITING = ("language_model", "lm_tokenizer", "visual_tokenizer", "mask_conditioner", "image_processor")
 
 
 class FocusEditInputStep(FocusStep):
@@ -50,6 +50,7 @@ class FocusEditInputStep(FocusStep):
         read("prompt", required=True),
         read("region"),
         read("mask_image", required=True),
+        read("masks"),
         read("num_images_per_prompt"),
         read("height"),
         read("width"),
@@ -75,6 +76,9 @@ class FocusEditInputStep(FocusStep):
             masks_may_be_empty=True,
         )
         once_masks = [one.mask for one in once if one.mask is not None]
+        about = [mask for entry in block_state.masks or () for mask in (entry if isinstance(entry, list) else [entry])]
+        if len(about) == len(once):
+            once = told(once, about)
         block_state.edits, _ = repeat_edits(once, once_masks, repeats)
         block_state.edit_masks = nested(once, once_masks)
         block_state.token_resolution = token_resolution(
@@ -131,6 +135,7 @@ class FocusEditTokensStep(WithProgress, FocusStep):
 
     about = "Writes the visual tokens of edited images; outside the edit masks they are the images' own."
     parts = ("vision_encoder", *_WRITING)
+    may_lack = ("mask_conditioner",)
     settings = _DRAWING_SETTINGS
     reads = (read("image_encoding", required=True), read("edits", required=True), *(read(name) for name in _DRAWING))
     writes = (write("token_map"),)
@@ -148,6 +153,7 @@ class FocusGenerateTokensStep(WithProgress, FocusStep):
 
     about = "Writes the visual tokens of images from descriptions."
     parts = _WRITING
+    may_lack = ("mask_conditioner",)
     settings = _DRAWING_SETTINGS
     reads = (
         read("prompt", required=True),

@@ -36,6 +36,7 @@ from ..steps.editing import (
     generation_codes,
     negative_prompts,
     places_given,
+    told,
     warn_untrained,
 )
 from ..steps.encode import FocusImageEncoding, LoadedImages, load_images, own_images, single_images
@@ -262,6 +263,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             generator = generator_list(generator, count * num_images_per_prompt)
             options["negative"] = negative_prompts(negative_prompt, count, num_images_per_prompt)
             places = edit_places(self, seen, once, config, mask_dilation=mask_dilation)
+            once = told(once, [place.masks for place in places])
             once_masks = [place.edit_mask for place in places]
             found = nested(once, [place.masks for place in places]), nested(once, once_masks)
             sources, whole_masks = unions(once, once_masks)

@@ -98,9 +98,10 @@ def crop_edits(
         boxes.append(box)
         part = parts.setdefault((image, box), len(parts))
         for row in rows:
-            mask = edit_masks[row][top:bottom, left:right]
+            mask, about = edit_masks[row][top:bottom, left:right], prompts[row].about
+            about = None if about is None else about[top:bottom, left:right]
             masks.append(mask)
-            of_parts.append(replace(prompts[row], image=part, target=None, regions=(), mask=mask))
+            of_parts.append(replace(prompts[row], image=part, target=None, regions=(), mask=mask, about=about))
     return Crops(encode([own[image].crop(box) for image, box in parts]), boxes, of_parts, masks)
 
 

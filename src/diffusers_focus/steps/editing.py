@@ -32,8 +32,9 @@ from .arguments import (
     spread,
     token_sampling,
 )
-from .composite import grow_mask, needs_box, place_on_grid, relative_radius
+from .composite import grow_mask, latent_masks, needs_box, place_on_grid, relative_radius
 from .encode import Components, FocusImageEncoding, LoadedImages, embed_regions, source_codes, wake
+from .guidance import cell_guide
 from .joint_edits import edits_by_picture, joint_codes
 from .pointing import StrokeMasks
 from .sampling import Generators
@@ -61,6 +62,7 @@ class EditPrompt:
         picture: number of the picture that the edit is part of; edits of the same number are applied to one picture, in their
             order. None is a picture of its own.
         joint: whether the instruction stood in a list of edits of one picture.
+        about: bool [height, width], what the edit was found to be about; None where only `mask` is known.
     """
 
     image: int
@@ -72,6 +74,7 @@ class EditPrompt:
     strokes: StrokeMasks | None = None
     picture: int | None = None
     joint: bool = False
+    about: np.ndarray | None = None
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
@@ -314,6 +317,11 @@ def edit_places(
     return places
 
 
+def told(prompts: Sequence[EditPrompt], masks: Sequence[np.ndarray]) -> list[EditPrompt]:
+    """The edits with what they were found to be about: bool [objects, height, width] each."""
+    return [replace(prompt, about=found.any(axis=0)) for prompt, found in zip(prompts, masks, strict=True)]
+
+
 def drawing(
     settings: Settings,
     *,
@@ -443,6 +451,12 @@ def _write_edits(
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)
     else:
         without = [suffix_row(context, context.style.suffix(EDIT, text=text, height_width=size)) for text in negative]
+    about = [mask if prompt.about is None else prompt.about for prompt, mask in zip(prompts, edit_masks)]
+    guide = cell_guide(
+        components,
+        *(latent_masks(encoding, images.tolist(), masks, size).to(own[0].device) for masks in (about, edit_masks)),
+        grammar.pixel_grid,
+    )
     wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
@@ -458,6 +472,7 @@ def _write_edits(
         sharpness=sharpness,
         template=template,
         region_tokens=region_tokens,
+        guide=guide,
         generator=generator,
         on_token=start_tokens(int(template[1].any(dim=0).sum())) if start_tokens is not None else None,
     )
@@ -496,6 +511,8 @@ def generation_codes(
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], **here))] * len(rows)
     else:
         without = [suffix_row(context, context.style.suffix(GENERATE, text=text, **here)) for text in negative]
+    canvas = torch.ones(len(rows), 1, *size)
+    guide = cell_guide(components, canvas, canvas, grammar.pixel_grid)
     wake(components, "language_model")
     prefix = encode_prefix(components, context, None, task=GENERATE)
     drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)
@@ -510,6 +527,7 @@ def generation_codes(
         semantic=semantic,
         pixel=pixel,
         sharpness=sharpness,
+        guide=guide,
         generator=generator,
         on_token=start_tokens(drawn) if start_tokens is not None else None,
     )

@@ -47,6 +47,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "mask_conditioner": {
         "the width of the codes": lambda m: m.config.code_channels,
         "the cross-attention's width": lambda m: m.config.cross_attention_dim,
+        "the language model's width": lambda m: m.config.language_hidden_size if m.config.guidance_dim else None,
     },
     "unet": {
         "the width of the codes": lambda m: m.config.in_channels - m.config.out_channels,

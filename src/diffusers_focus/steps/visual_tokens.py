@@ -16,6 +16,7 @@ from torch import nn
 
 from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
+from .guidance import CellGuide
 from .sampling import Generators, draw_ids, is_greedy, nearest_to_mean, uniform_numbers
 from .sequence import (
     PrefixCache,
@@ -108,6 +109,7 @@ def write_codes(
     sharpness: float = 0.0,
     template: tuple[torch.Tensor, torch.Tensor] | None = None,
     region_tokens: torch.Tensor | None = None,
+    guide: CellGuide | None = None,
     generator: Generators = None,
     on_token: Callable[[], bool] | None = None,
 ) -> torch.Tensor:
@@ -124,6 +126,7 @@ def write_codes(
         sharpness: above 0, greedy pixel codes are those nearest to the mean of what could be written (`nearest_to_mean`).
         template: from `block_template`; by default every cell is drawn.
         region_tokens: [regions, H] of `rows`, in their order.
+        guide: from `cell_guide`; the states that pixel codes are read from go through it.
         generator: for drawing; unused where both levels are greedy.
         on_token: called after each drawn position; returning False stops, and cells not yet drawn keep the template's ids.
 
@@ -163,6 +166,7 @@ def write_codes(
         vectors = vectors.to(device)
     first, stop = grammar.first.tolist(), grammar.stop.tolist()
     modes = grammar.modes.tolist()
+    cell_of = {position: cell for cell, position in enumerate(grammar.pixel_positions.tolist())}
     needed = torch.ones_like(draw) if prefix.image_starts is None else fed_positions(draw)
     order = needed[:, : drawn_at[-1] + 1].any(dim=0).nonzero()[:, 0]  # what is read, and the last one drawn
     place_of = {place: index for index, place in enumerate(order.tolist())}
@@ -181,7 +185,10 @@ def write_codes(
             embeds = table(line[:, fed:index]).repeat(branches, 1, 1)
             hidden = feed(components, embeds, cache, None if same else new[:, fed:index], places[:, fed:index])
         fed = index
-        logits = head_rows(head, hidden[:, -1], first[position], stop[position])
+        state = hidden[:, -1]
+        if guide is not None and position in cell_of:
+            state = guide(state, cell_of[position])
+        logits = head_rows(head, state, first[position], stop[position])
         if guided:
             logits = guide_logits(logits[:count], logits[count:], guidance_scale)
         if vectors is not None and modes[position] != SEMANTIC_MODE:

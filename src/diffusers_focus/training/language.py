@@ -19,8 +19,10 @@ from torch import nn
 
 from ..data.language import Edit, sample_edit
 from ..data.world import Scene
+from ..processing.grammar import VisualTokenGrammar
 from ..processing.masks import resample_mask
 from ..steps.encode import FocusImageEncoding, FocusMixedEncoding, encode_inputs, encode_tensors, mask_pixels
+from ..steps.guidance import guiding
 from ..steps.sequence import (
     FocusContext,
     PrefixCache,
@@ -35,7 +37,7 @@ from ..steps.sequence import (
 from ..steps.visual_tokens import fed_positions
 from .attention import use_grouped_attention
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
-from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
+from .language_data import CodePrompt, LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .sample_data import SampleBatches
@@ -127,7 +129,9 @@ class LanguageObjective:
     def modules(self) -> dict[str, nn.Module]:
         """Everything the loss runs through; what is trained is the recipe's choice."""
         names = ("vision_encoder", "language_model", "mask_decoder", "visual_tokenizer")
-        return {name: getattr(self.components, name) for name in names}
+        found = {name: getattr(self.components, name) for name in names}
+        conditioner = guiding(self.components)
+        return found if conditioner is None else {**found, "mask_conditioner": conditioner}
 
     def batch(self, step: int) -> LanguageBatch | list[LanguageBatch]:
         """Pictures and prompts of a draw; mask prompts of the world in every `masks_every`-th step. Samples from files come in
@@ -460,6 +464,7 @@ class LanguageObjective:
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )
+                hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grids, batch.target_pixels)
                 entropy, right, _ = self._written(hidden, suffixes.labels)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
@@ -472,6 +477,38 @@ class LanguageObjective:
                 figures.add(name, entropy.sum().item(), len(entropy))
                 figures.add(f"{name}_top1", right.sum().item(), len(right))
         terms.add("codes", torch.stack(means))
+
+    def _guided(
+        self,
+        hidden: torch.Tensor,
+        suffixes: SuffixBatch,
+        prompts: Sequence[CodePrompt],
+        grids: tuple[Sequence[int], Sequence[int]],
+        pictures: torch.Tensor,
+    ) -> torch.Tensor:
+        """Hidden states [R, L, H] with those that pixel codes are read from guided by where their cells lie."""
+        conditioner = guiding(self.components)
+        if conditioner is None:
+            return hidden
+        (rows_s, columns_s), (rows_p, columns_p) = grids
+        grammar = VisualTokenGrammar(self.context.vocabulary, (rows_s, columns_s), (rows_p, columns_p))
+        cell_of = torch.full((grammar.length,), -1)
+        cell_of[grammar.pixel_positions] = torch.arange(rows_p * columns_p)
+        rows, columns, cells = [], [], []
+        for row, span in enumerate(suffixes.codes):
+            assert span is not None
+            here = cell_of[torch.as_tensor(span[1])]
+            known = (here >= 0).nonzero()[:, 0]
+            rows.append(torch.full_like(known, row))
+            columns.append(span[0] - 1 + known)  # a code is read from the state before it
+            cells.append(here[known])
+        at, read, cell = torch.cat(rows), torch.cat(columns), torch.cat(cells)
+        canvas = torch.ones(1, 1, *pictures.shape[-2:], device=hidden.device)
+        changes = [canvas if p.change is None else p.change.to(canvas) for p in prompts]
+        about = [change if p.about is None else p.about.to(canvas) for p, change in zip(prompts, changes, strict=True)]
+        places = conditioner.places(torch.cat(about), torch.cat(changes), (rows_p, columns_p))
+        guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
+        return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
 
     def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.

@@ -26,7 +26,7 @@ from ..data.language import (
     rough_support,
     sample_edit,
 )
-from ..data.regions_sampling import REGION_KINDS, region_prompt, strokes_prompt
+from ..data.regions_sampling import REGION_KINDS, dilate, erode, region_prompt, strokes_prompt
 from ..data.world import SHAPES, Rendered, Scene, render
 from ..processing.images import FocusImageInputs
 from ..processing.prompts import (
@@ -98,6 +98,7 @@ class CodePrompt:
         target: index into `LanguageBatch.target_pixels`.
         change: float [1, 1, S, S], cells touching it are written, all others are the source's; None writes everything.
         seed: of the noise in what is read instead of the true history.
+        about: float [1, 1, S, S], what the edit is about, roughly; None takes `change` for it, or the whole picture.
     """
 
     image: int
@@ -105,6 +106,7 @@ class CodePrompt:
     target: int
     change: torch.Tensor | None = None
     seed: int = 0
+    about: torch.Tensor | None = None
 
 
 @dataclass
@@ -257,7 +259,7 @@ def draw_batch(
         _add_masks(draft, image, scene, rendered, mixture, edits, rng)
         for number in range(_count(mixture.edits, rng)):
             edit = edits[number] if number < len(edits) else draw_edit(scene, rng)
-            _add_edit(draft, image, scene, edit, mixture, rng)
+            _add_edit(draft, image, scene, rendered, edit, mixture, rng)
         for _ in range(_count(mixture.generations, rng)):
             random = rng.random() < mixture.dropout
             task, text = (GENERATE_RANDOM, None) if random else (GENERATE, caption(scene))
@@ -396,7 +398,7 @@ def _edit_mask_prompt(draft, image: int, scene: Scene, edit) -> MaskPrompt:
     return MaskPrompt(image, parts, edit.targets, "edit", change=change, background=background)
 
 
-def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> None:
+def _add_edit(draft, image: int, scene: Scene, rendered: Rendered, edit, mixture: Mixture, rng) -> None:
     """An edit to write; unconditionally: the source again, asked to reconstruct it (ILLUME+)."""
     if rng.random() < mixture.dropout:
         parts = draft.style.suffix(RECONSTRUCT, height_width=draft.size, answer=build_answer(RECONSTRUCT))
@@ -407,7 +409,23 @@ def _add_edit(draft, image: int, scene: Scene, edit, mixture: Mixture, rng) -> N
     for text in _wordings(scene, edit, mixture.wordings, rng):
         parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
         change = _change(scene, edit, draft.size[0], rng)
-        draft.codes.append(CodePrompt(image, parts, len(draft.targets) - 1, change, _noise_seed(rng)))
+        noise = _noise_seed(rng)
+        draft.codes.append(
+            CodePrompt(image, parts, len(draft.targets) - 1, change, noise, _about(rendered, edit, noise))
+        )
+
+
+def _about(rendered: Rendered, edit, seed: int) -> torch.Tensor | None:
+    """What an edit is about, as a model finds it: float [1, 1, S, S], its pixels and some less or more; now and then not known.
+
+    It has random numbers of its own, so that batches are what they were without it.
+    """
+    rng = np.random.default_rng((seed, 3))
+    if edit.edit_kind == "background" or rng.random() < 0.15:
+        return None
+    mask, pixels = rendered.masks[list(edit.targets)].any(axis=0), int(rng.integers(-1, 3))
+    mask = dilate(mask, pixels) if pixels >= 0 else erode(mask, -pixels)
+    return torch.from_numpy(mask).float()[None, None]
 
 
 def _wordings(scene: Scene, edit, count: int, rng: np.random.Generator) -> list[str]:

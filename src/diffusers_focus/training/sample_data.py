@@ -392,9 +392,11 @@ class _View:
             self.batches.check(parts)
             place = self._place(change, "any").float()
             self.part.masked.append(MaskPrompt(self.image, parts, tuple(found.targets), "edit", change=place))
-        cells = None
+        cells = about = None
         if change is not None and change.any():
             cells = self._place(dilate(change, int(self.rng.integers(GROWN + 1))), "any").float()[None, None]
+        if truth.masks is not None and truth.masks.any():
+            about = self._place(truth.masks.any(axis=0), "any").float()[None, None]
         seed = int(self.rng.integers(2**31))
         if self.rng.random() < self.batches.mixture.dropout:  # unconditionally: the source again (ILLUME+)
             parts = self.style.suffix(RECONSTRUCT, height_width=self.part.size, answer=build_answer(RECONSTRUCT))
@@ -402,7 +404,7 @@ class _View:
             return
         parts = self.style.suffix(EDIT, text=query.text, height_width=self.part.size, answer=build_answer(EDIT))
         self.batches.check(parts)
-        prompt = CodePrompt(self.image, parts, -1, cells, seed)
+        prompt = CodePrompt(self.image, parts, -1, cells, seed, about)
         self.part.codes.append(prompt)
         self.part.results.append((prompt, result))
 

@@ -8,7 +8,7 @@ model, as far as it states them. What differs at tiny size and why: docs/design.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ FOUND = {
     "edits": 4.0,
     "wordings": 1,
 }
+# Edits most of all, now that the mask guides their tokens; captions and counts, which questions know least; nothing where nothing is.
+GUIDED = {
+    **FOUND,
+    "question_kinds": LESSONS + 2 * ("relation", "caption") + ("count", "count_attribute"),
+    "generalized": 2,
+    "edit_masks": 1,
+    "edits": 6.0,
+}
+# Where the mask guides the visual tokens, which converted originals do not have.
+GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
 FRAMES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 1, "twins": 0.15, "clips": 1.0}
 
@@ -161,7 +171,7 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3",
             objective="language",
-            groups=(*_reading(5e-4), ParameterGroup("mask_decoder", 2e-4)),
+            groups=(*_reading(5e-4), ParameterGroup("mask_decoder", 2e-4), GUIDANCE),
             steps=3000,
             batch_size=4,
             decay_fraction=0.35,
@@ -182,7 +192,7 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3-all",
             objective="language",
-            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4)),
+            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4), GUIDANCE),
             steps=2400,
             batch_size=4,
             decay_fraction=0.6,
@@ -212,6 +222,7 @@ STAGES: dict[str, StageRecipe] = {
                 # The answer's part of a condition begins at zero.
                 ParameterGroup("mask_decoder", 8e-4, include=("answer_projection", "condition_projection")),
                 ParameterGroup("mask_decoder", 1.5e-4),
+                GUIDANCE,
             ),
             steps=800,
             batch_size=8,
@@ -219,6 +230,17 @@ STAGES: dict[str, StageRecipe] = {
             warmup_steps=30,
             seed=53,
             options={"mixture": FOUND, "masks_every": 2},
+        ),
+        StageRecipe(
+            name="3-guided",
+            objective="language",
+            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4), replace(GUIDANCE, learning_rate=2e-3)),
+            steps=1200,
+            batch_size=8,
+            decay_fraction=0.6,
+            warmup_steps=30,
+            seed=71,
+            options={"mixture": GUIDED, "masks_every": 2},
         ),
         StageRecipe(
             name="3-identities",
@@ -234,7 +256,7 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="4",
             objective="decoder",
-            groups=(ParameterGroup("unet", 5e-4), ParameterGroup("mask_conditioner", 1e-3)),
+            groups=(ParameterGroup("unet", 5e-4), ParameterGroup("mask_conditioner", 1e-3, exclude=("cell_guidance",))),
             steps=1000,
             batch_size=8,
             seed=9,
@@ -313,6 +335,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
         "lm_tokenizer",
         "visual_tokenizer",
         "mask_decoder",
+        "mask_conditioner",
         "image_processor",
     ),
     "decoder": (

@@ -47,6 +47,7 @@ class ParameterGroup:
 
     `component` is a component name; `include`/`exclude` are substrings of parameter names (empty `include` means all).
     `optimizer` is a name of `OPTIMIZERS`; "muon" is for matrices alone, at the rates of AdamW (its updates are as large).
+    `optional` parameters need not be there: a component may be without a part that this project has added.
     """
 
     component: str
@@ -54,6 +55,7 @@ class ParameterGroup:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     optimizer: str = "adamw"
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def select_parameters(
     selected = []
     for group in groups:
         if group.component not in modules:
+            if group.optional:
+                continue
             raise ValueError(
                 f"the recipe trains component {group.component!r}, but the objective has only {sorted(modules)}; "
                 "correct ParameterGroup.component"
@@ -134,6 +138,8 @@ def select_parameters(
                 parameter.requires_grad_(True)
                 chosen[full] = parameter
                 taken.add(full)
+        if not chosen and group.optional:
+            continue
         if not chosen:
             raise ValueError(f"no parameter of {group.component!r} matches include={group.include}; check the names")
         selected.append((group, chosen))
