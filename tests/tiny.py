@@ -37,6 +37,20 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def _mask_conditioner() -> FocusMaskConditioner:
+    """With guidance that says something: as it begins, it would hide what goes wrong with it."""
+    conditioner = FocusMaskConditioner(
+        patch_size=4,
+        code_channels=8,
+        cross_attention_dim=32,
+        hidden_dim=16,
+        guidance_dim=16,
+        language_hidden_size=WIDTH,
+    )
+    torch.nn.init.normal_(conditioner.cell_guidance.proj_out.weight)
+    return conditioner
+
+
 def tiny_components(seed: int = 0) -> dict[str, Any]:
     """All components of `FocusPipeline`, made for each other. Outputs that start at zero are opened, so all of it counts."""
     torch.manual_seed(seed)
@@ -104,7 +118,7 @@ def tiny_components(seed: int = 0) -> dict[str, Any]:
             instance_dim=8,
             norm_groups=4,
         ),
-        "mask_conditioner": FocusMaskConditioner(patch_size=4, code_channels=8, cross_attention_dim=32, hidden_dim=16),
+        "mask_conditioner": _mask_conditioner(),
         "unet": UNet2DConditionModel(
             sample_size=SIZE // 4,
             in_channels=12,

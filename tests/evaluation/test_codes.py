@@ -77,9 +77,14 @@ def test_one_whole_prompt_without_cache_or_padding_gives_the_same(pipe, history)
     positions = torch.arange(prefix.shape[1] + len(row.ids))
     positions[start : start + len(places)] = starts[0] + places
     embeds = torch.cat([prefix, batch_rows(pipe, [row]).embeds], dim=1)
-    logits = pipe.language_model(inputs_embeds=embeds, position_ids=positions[None]).logits[0]
+    hidden = pipe.language_model.model(inputs_embeds=embeds, position_ids=positions[None]).last_hidden_state[0]
     first, stop = context.vocabulary.level1_range
     asked = draw[0, places] & (true[0, places] >= first)
-    predicted = logits[start - 1 : start - 1 + len(places)][asked][:, first:stop]
+    about = torch.from_numpy(batch.drawn[0].masks[list(edit.targets)].any(axis=0)).float()[None, None]
+    cells = pipe.mask_conditioner.places(about, change, grammar.pixel_grid)[0]
+    at = {position: cell for cell, position in enumerate(grammar.pixel_positions.tolist())}
+    here = torch.stack([cells[at[place]] for place in places[asked].tolist()])
+    states = pipe.mask_conditioner.guide(hidden[start - 1 : start - 1 + len(places)][asked], here)
+    predicted = pipe.language_model.lm_head(states)[:, first:stop]
     nats = F.cross_entropy(predicted, true[0, places][asked] - first).item()
     assert asked.sum() > 1 and record[f"nats_{history}"] == pytest.approx(nats, rel=1e-4)

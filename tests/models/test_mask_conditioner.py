@@ -1,4 +1,4 @@
-"""FocusMaskConditioner: parity at initialisation, length, what the rows carry, padding."""
+"""FocusMaskConditioner: parity at initialisation, length, what the rows carry, padding, guidance of visual tokens."""
 
 import pytest
 import torch
@@ -108,3 +108,105 @@ def test_low_precision_weights(dtype):
 def test_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert awake()(torch.rand(1, 1, 16, 16), torch.randn(1, 6, 8, 8)).sequence.isfinite().all()
+
+
+# --- guidance of visual tokens --------------------------------------------------------------------------------------
+
+
+def box(*corners, size=64):
+    """A mask [1, 1, size, size] of the pixels from (left, top) to (right, bottom)."""
+    left, top, right, bottom = corners
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., top:bottom, left:right] = 1
+    return mask
+
+
+def guiding(**overrides):
+    return make(guidance_dim=24, language_hidden_size=12, **overrides)
+
+
+def test_guidance_begins_silent_and_learns():
+    model, states = guiding(), torch.randn(5, 12)
+    places = model.places(box(8, 8, 24, 24), box(4, 4, 32, 32), (8, 8))[0, :5]
+    guided = model.guide(states, places)
+    assert torch.equal(guided, states)
+    guided.square().sum().backward()
+    assert model.cell_guidance.proj_out.weight.grad.abs().sum() > 0
+
+
+def test_without_guidance_states_stay():
+    states = torch.randn(5, 12)
+    assert make().cell_guidance is None
+    assert make().guide(states, torch.randn(5, 54)) is states
+    with pytest.raises(ValueError, match="language_hidden_size is not given"):
+        make(guidance_dim=24)
+
+
+@torch.no_grad()
+def test_a_cell_is_guided_by_its_own_place_and_its_own_state():
+    model = guiding()
+    torch.nn.init.normal_(model.cell_guidance.proj_out.weight)
+    places = model.places(box(8, 8, 24, 24), box(4, 4, 32, 32), (8, 8))
+    states = torch.randn(64, 12)
+    moved = model.guide(states, places[0]) - states
+    alike = model.guide(states[:1].expand(64, -1), places[0])
+    assert torch.cdist(alike, alike).fill_diagonal_(1.0).min() > 1e-3
+    torch.testing.assert_close(model.guide(states[7:8], places[0, 7:8]) - states[7:8], moved[7:8])
+
+
+def test_places_say_where_the_object_is():
+    """Cells of 8 pixels; the object's middle is the corner that four cells share."""
+    places = make().places(box(24, 24, 40, 40), box(16, 16, 48, 48), (8, 8)).unflatten(1, (8, 8))[0]
+    across, down, across_halves, down_halves, half_width, half_height = places[..., :6].unbind(-1)
+    assert across[3, 4] == -across[3, 3] == 0.5 / 4 and down[4, 3] == -down[3, 3] == 0.5 / 4
+    assert across_halves[3, 5] == 1.5 / 2 and down_halves[5, 3] == 1.5 / 2
+    assert (half_width == 0.5).all() and (half_height == 0.5).all()  # 8 pixels are one cell
+    assert places[3, 5, 6] == 1.5 / 2 / 2  # the changing region is twice as wide
+    assert places[2, 2, 8] == 1 and places[1, 1, 8] == 0  # it changes, or not
+    own = places[..., 9 + 4]  # the middle of nine neighbours
+    assert own[3:5, 3:5].eq(1).all() and own.sum() == 4
+
+
+def test_places_follow_the_object_and_not_the_resolution():
+    model = make()
+    here = model.places(box(8, 8, 24, 24), box(8, 8, 24, 24), (8, 8)).unflatten(1, (8, 8))
+    there = model.places(box(16, 8, 32, 24), box(16, 8, 32, 24), (8, 8)).unflatten(1, (8, 8))
+    torch.testing.assert_close(
+        there[:, 1:-1, 2:-1, :-12], here[:, 1:-1, 1:-2, :-12]
+    )  # all but the place in the picture
+    fine = [box(16, 16, 48, 48, size=128)] * 2
+    torch.testing.assert_close(model.places(*fine, (8, 8)).unflatten(1, (8, 8)), here)
+
+
+def test_a_stray_pixel_moves_nothing_much():
+    mask, stray = box(8, 8, 24, 24), box(8, 8, 24, 24)
+    stray[..., 60, 60] = 1
+    clean, dirty = (make().places(one, box(0, 0, 64, 64), (8, 8))[0, :, :6] for one in (mask, stray))
+    torch.testing.assert_close(dirty, clean)
+
+
+def test_nothing_found_is_the_region_and_no_region_the_canvas():
+    model, nothing, region = make(), torch.zeros(1, 1, 64, 64), box(8, 16, 40, 48)
+    assert torch.equal(model.places(nothing, region, (8, 8)), model.places(region, region, (8, 8)))
+    whole = torch.ones(1, 1, 64, 64)
+    assert torch.equal(model.places(nothing, nothing, (4, 8)), model.places(whole, whole, (4, 8)))
+    mixed = model.places(torch.cat([nothing, region]), torch.cat([region, region]), (8, 8))
+    assert torch.equal(mixed[0], mixed[1]) and mixed.isfinite().all()
+
+
+def test_guidance_is_saved_and_loaded(tmp_path):
+    model = guiding()
+    torch.nn.init.normal_(model.cell_guidance.proj_out.weight)
+    model.save_pretrained(tmp_path)
+    loaded, states, places = FocusMaskConditioner.from_pretrained(tmp_path), torch.randn(3, 12), torch.randn(3, 54)
+    assert torch.equal(loaded.guide(states, places), model.guide(states, places))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_guidance_keeps_the_type_of_the_states(dtype):
+    model = guiding().to(dtype)
+    torch.nn.init.normal_(model.cell_guidance.proj_out.weight)
+    places = model.places(box(8, 8, 24, 24), box(4, 4, 32, 32), (2, 2))[0]
+    for states in (torch.randn(4, 12, dtype=dtype), torch.randn(4, 12)):
+        guided = model.guide(states, places)
+        assert guided.dtype == states.dtype and guided.isfinite().all()

@@ -122,3 +122,34 @@ def test_codes_outside_the_edit_are_the_sources_own():
     for now, own in zip(codes, source_codes(pipe, encoding)):
         assert torch.equal(now[1], own[0])
         assert torch.equal(now[0].flatten()[1:], own[1].flatten()[1:])
+
+
+@torch.no_grad()
+def test_what_an_edit_is_about_guides_its_pixel_codes_alone():
+    pipe = shared_pipeline()
+    encoding, mask = pipe.encode_image(picture(0)), np.ones((64, 64), dtype=bool)
+
+    def written(about):
+        return edit_codes(
+            pipe, encoding, [EditPrompt(0, "remove it", about=about)], [mask], semantic=GREEDY, pixel=GREEDY
+        )
+
+    left, right = np.zeros_like(mask), np.zeros_like(mask)
+    left[20:40, 5:25], right[20:40, 40:60] = True, True
+    semantic, pixel = zip(written(left), written(right), written(None), written(mask))
+    assert all(torch.equal(one, semantic[0]) for one in semantic)
+    assert not torch.equal(pixel[0], pixel[1])
+    assert torch.equal(pixel[2], pixel[3])  # where nothing is known of the object, the place stands for it
+
+
+@torch.no_grad()
+def test_guided_edits_are_the_same_alone_and_together():
+    pipe = shared_pipeline()
+    encoding, places = pipe.encode_image([picture(0), picture(1)]), np.zeros((2, 64, 64), dtype=bool)
+    places[0, 10:30, 10:30], places[1, 30:60, 20:60] = True, True
+    prompts = [EditPrompt(i, "remove the red circle", about=places[i]) for i in (0, 1)]
+    options = {"semantic": GREEDY, "pixel": GREEDY, "guidance_scale": 2.0}
+    together = edit_codes(pipe, encoding, prompts, list(places), **options)
+    for i in (0, 1):
+        alone = edit_codes(pipe, encoding, [prompts[i]], [places[i]], **options)
+        assert all(torch.equal(both[i], one[0]) for both, one in zip(together, alone))

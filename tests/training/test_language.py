@@ -13,8 +13,12 @@ import torch.nn.functional as F
 
 from diffusers_focus.processing.grammar import VisualTokenGrammar
 from diffusers_focus.processing.masks import resample_mask
+from diffusers_focus.processing.prompts import EDIT
 from diffusers_focus.steps.encode import encode_tensors
-from diffusers_focus.steps.sequence import batch_rows, embed_prefix, suffix_row
+from diffusers_focus.steps.guidance import cell_guide
+from diffusers_focus.steps.sampling import GREEDY
+from diffusers_focus.steps.sequence import batch_rows, embed_prefix, encode_prefix, suffix_row
+from diffusers_focus.steps.visual_tokens import block_template, fed_positions, write_codes
 from diffusers_focus.training.language import OUTSIDE_WEIGHT, LanguageObjective, _selection_costs
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, STAGES, build_objective, get_stage
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
@@ -378,3 +382,49 @@ def test_instance_embeddings_learn_from_pairs_of_frames():
         optimizer.step()
         losses.append(figures["identity"])
     assert losses[-1] < 0.7 * losses[0] and 0 <= figures["linked"] <= 1
+
+
+@torch.no_grad()
+def test_codes_are_learned_from_the_states_that_they_are_written_from():
+    """The first choices after what an edit has written are what it wrote: training guides as writing does."""
+    here = objective({**EDITS, "history_noise": 0.0})
+    parts_ = here.components
+    batch = here.batch(0)
+    prompt = batch.codes[0]
+    prompt.about = prompt.change.clone()
+    prompt.about[..., : prompt.about.shape[-1] // 2] = 0
+    encoding = encode_tensors(parts_, batch.pixel_values)
+    semantic, pixel = here._all_codes(batch, encoding)
+    inside = here._inside(prompt, (semantic.shape[-2:], pixel.shape[-2:]))
+    grammar = VisualTokenGrammar(here.context.vocabulary, tuple(semantic.shape[-2:]), tuple(pixel.shape[-2:]))
+    template = block_template(
+        grammar,
+        1,
+        codes=(semantic[:1], pixel[:1]),
+        free=tuple(cells[None] for cells in inside),
+    )
+    row = suffix_row(here.context, prompt.parts[: _tag(here, prompt)])
+    prefix = encode_prefix(parts_, here.context, encoding)
+    guide = cell_guide(parts_, prompt.about, prompt.change, grammar.pixel_grid)
+    arguments = (parts_, prefix, [row], [0], grammar)
+    ids = write_codes(*arguments, semantic=GREEDY, pixel=GREEDY, template=template, guide=guide)
+    assert not torch.equal(ids, write_codes(*arguments, semantic=GREEDY, pixel=GREEDY, template=template))
+    read = fed_positions(template[1])[0].nonzero()[:, 0]
+    drawn = template[1][0, read]
+    codes = {"code_ids": ids[0, read].tolist(), "code_places": read.tolist(), "code_answers": drawn.tolist()}
+    whole = suffix_row(here.context, prompt.parts, **codes)
+    hidden, suffixes = here._run([prompt], prefix, None, [whole])
+    hidden = here._guided(hidden, suffixes, [prompt], (semantic.shape[-2:], pixel.shape[-2:]), batch.target_pixels)
+    start = suffixes.codes[0][0]
+    states = hidden[0, start - 1 : start - 1 + len(read)][drawn]
+    logits = parts_.language_model.lm_head(states)
+    places = read[drawn]
+    for state, place in zip(logits, places.tolist(), strict=True):
+        first, stop = int(grammar.first[place]), int(grammar.stop[place])
+        assert int(state[first:stop].argmax()) + first == ids[0, place]
+
+
+def _tag(here: LanguageObjective, prompt: Any) -> int:
+    """How many parts of an edit prompt stand before its image block."""
+    question = here.context.style.suffix(EDIT, text="x", height_width=(SIZE, SIZE))
+    return len(question)
