@@ -7,8 +7,8 @@ Hardware:  one CPU core, about 12 minutes a run and half as long to measure. A s
 Three runs, of pictures that are drawn anew for every step. None knows anything of language or of prompts before it begins:
   "asking"       the recipe of stage 2 on a language model and adapters that know nothing: questions alone.
   "expressions"  goes on with that and the published mask decoder: the joint objective on expressions, lists and questions.
-  "outlines"     a mask decoder that knows nothing but its pixel decoder's features of stage 0, an untrained language model, pairs of
-                 frames: regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
+  "outlines"     a mask decoder that knows nothing but its pixel decoder's features of stage 0, an untrained language model, pairs
+                 of frames: regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
 Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand baselines that see no picture or do not read: the
 most frequent answer of a kind of question, the outline of the largest object whatever the words (true to the pixel), no mask at
 all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.

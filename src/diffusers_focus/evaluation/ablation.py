@@ -6,9 +6,9 @@ intervals, with all seeds of a scene together. The measurement is this project's
 
 1. Arms. The same instruction with the place the pipeline finds itself ("own"), with the place it found in the next scene
    of the batch as `mask_image` ("shuffled"), with the whole picture as `mask_image`, which says nothing about where
-   ("none"), and with its own place kept from the denoiser alone, by taking the mask conditioner out ("unguided"; the
-   visual tokens are still drawn in that place). Scenes in which it finds nothing are left out and counted; so are
-   background edits.
+   ("none"), with its own place that no longer tells the language model where a cell lies in it ("unplaced"), and with the
+   mask conditioner taken out, which also keeps the place from the denoiser ("unguided"; the visual tokens are still drawn
+   in that place). Scenes in which it finds nothing are left out and counted; so are background edits.
 2. Twins. Scenes with two identical objects; the instruction names both ("make the red circle blue"), a click that the
    language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. Measured is which
    share of the changed pixels lies inside the chosen object, inside its twin (both grown by 4 pixels) and elsewhere. A
@@ -37,7 +37,7 @@ from .picture_metrics import psnr
 from .tasks import Batch, figure, scene_rng, union_mask
 
 SEEDS = (0, 1, 2)
-ARMS = ("own", "shuffled", "none", "unguided")
+ARMS = ("own", "shuffled", "none", "unplaced", "unguided")
 CHANGED = 0.15  # of the range 0..255, mean over the channels
 LOCAL_KINDS = tuple(kind for kind in EDIT_KINDS if kind != "background")
 _SEED_STEP = 7919
@@ -86,18 +86,31 @@ def _far_colours(item: WorldObject) -> list[str]:
 
 
 @contextlib.contextmanager
-def _without_conditioner(pipe: Any) -> Iterator[None]:
-    """The pipeline without its mask conditioner, for a while."""
-    conditioner = pipe.mask_conditioner
-    pipe.mask_conditioner = None
+def _with_less(pipe: Any, arm: str) -> Iterator[None]:
+    """The pipeline without its mask conditioner, or without the guidance of tokens in it, for a while; other arms have all."""
+    conditioner: Any = pipe.mask_conditioner
+    guidance = None if conditioner is None else conditioner.cell_guidance
+    if arm == "unguided":
+        pipe.mask_conditioner = None
+    elif arm == "unplaced":
+        conditioner.cell_guidance = None
     try:
         yield
     finally:
         pipe.mask_conditioner = conditioner
+        if conditioner is not None:
+            conditioner.cell_guidance = guidance
+
+
+def _arms(pipe: Any) -> tuple[str, ...]:
+    """The arms that a pipeline can run."""
+    conditioner = getattr(pipe, "mask_conditioner", None)
+    lacking = {"unplaced"} if getattr(conditioner, "cell_guidance", None) is None else set()
+    return tuple(arm for arm in ARMS if arm not in lacking | ({"unguided"} if conditioner is None else set()))
 
 
 class AblationTask:
-    """The three arms and the twins."""
+    """The arms and the twins."""
 
     def __init__(self, name: str = "ablation", options: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -130,13 +143,13 @@ class AblationTask:
         own = [places[row] for row in kept]
         truths = [edit_truth(batch.scenes[index], edit, size) for index, edit in edits]
         masks = {"shuffled": own[1:] + own[:1], "none": [np.ones((size, size), dtype=bool)] * len(own)}
-        arms = ARMS if getattr(pipe, "mask_conditioner", None) is not None else ARMS[:-1]
+        arms = _arms(pipe)
         for seed in SEEDS:
             rows: list[dict[str, Any]] = [
                 {"scene": batch.scenes[index].seed, "kind": edit.edit_kind, "seed": seed} for index, edit in edits
             ]
             for arm in arms:
-                with _without_conditioner(pipe) if arm == "unguided" else contextlib.nullcontext():
+                with _with_less(pipe, arm):
                     pictures, _ = self._edit(pipe, batch, edits, masks.get(arm), seed)
                 for row, picture, truth in zip(rows, pictures, truths, strict=True):
                     changed = changed_pixels(picture, truth.source)

@@ -63,7 +63,7 @@ FOUND = {
     "edits": 4.0,
     "wordings": 1,
 }
-# Edits most of all, now that the mask guides their tokens; captions and counts, which questions know least; nothing where nothing is.
+# Edits most of all, now that the mask guides their tokens; captions and counts, which are known least; nothing where nothing is.
 GUIDED = {
     **FOUND,
     "question_kinds": LESSONS + 2 * ("relation", "caption") + ("count", "count_attribute"),
