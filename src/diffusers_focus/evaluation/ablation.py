@@ -88,11 +88,11 @@ def _far_colours(item: WorldObject) -> list[str]:
 @contextlib.contextmanager
 def _with_less(pipe: Any, arm: str) -> Iterator[None]:
     """The pipeline without its mask conditioner, or without the guidance of tokens in it, for a while; other arms have all."""
-    conditioner: Any = pipe.mask_conditioner
+    conditioner = pipe.mask_conditioner
     guidance = None if conditioner is None else conditioner.cell_guidance
     if arm == "unguided":
         pipe.mask_conditioner = None
-    elif arm == "unplaced":
+    elif arm == "unplaced" and conditioner is not None:
         conditioner.cell_guidance = None
     try:
         yield

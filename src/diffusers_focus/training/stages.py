@@ -67,9 +67,11 @@ FOUND = {
 GUIDED = {
     **FOUND,
     "question_kinds": LESSONS + 2 * ("relation", "caption") + ("count", "count_attribute"),
+    "naming": 3,
+    "referring": 2,
     "generalized": 2,
     "edit_masks": 1,
-    "edits": 6.0,
+    "wordings": 2,
 }
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
@@ -240,7 +242,7 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.6,
             warmup_steps=30,
             seed=71,
-            options={"mixture": GUIDED, "masks_every": 2},
+            options={"mixture": GUIDED, "masks_every": 3},
         ),
         StageRecipe(
             name="3-identities",
