@@ -4,7 +4,7 @@ Command:   python recipes/ablations.py                          (every arm and s
            python recipes/ablations.py --arms base one-scale --seeds 0
            python recipes/ablations.py --table
 Hardware:  one CPU core a run; two processes with other --arms may share the folder. A stopped run goes on where it was.
-Hours:     about a quarter of one for each of the 21 trained runs, and three minutes to measure it.
+Hours:     a quarter of one for each of the 21 trained runs, measuring included.
 
 Every run begins with the published encoders, visual tokenizer and mask decoder, and a language model and adapters that know
 nothing, and learns words, masks and visual tokens together (the joint objective of stage 3) for the same number of steps on the
@@ -64,6 +64,7 @@ class Arm:
         mixture: prompts, in place of those of `MIXTURE`.
         discrete: whether the language model reads the pixel tokens quantised, as it writes them.
         small: share of the steps that see pictures of half the size.
+        language_model: what is other than in focus-tiny's configuration.
         steps: in place of those of every run.
         measured: the figures that mean something.
     """
@@ -73,6 +74,7 @@ class Arm:
     mixture: tuple[tuple[str, Any], ...] = ()
     discrete: bool = False
     small: float = 0.0
+    language_model: tuple[tuple[str, int], ...] = ()
     steps: int | None = None
     measured: tuple[str, ...] = tuple(FIGURES)
 
@@ -95,7 +97,10 @@ ARMS = {
 
 def build(arm: Arm, seed: int) -> SimpleNamespace:
     """The components of a run before its first step."""
-    from diffusers_focus.training.components import CLASSES, build_component
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from diffusers_focus.checkpoints.variants import TINY
+    from diffusers_focus.training.components import CLASSES
 
     published = ROOT / "pipelines" / "focus-tiny"
     names = ("lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor")
@@ -107,7 +112,8 @@ def build(arm: Arm, seed: int) -> SimpleNamespace:
     missing, unknown = fresh.load_state_dict(kept, strict=False)
     assert not unknown and all(name.startswith(FRESH) for name in missing)
     parts["vision_encoder"] = fresh
-    parts["language_model"] = build_component("language_model", seed=seed)
+    torch.manual_seed(seed)
+    parts["language_model"] = Qwen2ForCausalLM(Qwen2Config(**{**TINY["language_model"], **dict(arm.language_model)}))
     components = SimpleNamespace(**{k: v.float() if isinstance(v, torch.nn.Module) else v for k, v in parts.items()})
     if arm.discrete:
         fresh.pixel_projector.register_forward_pre_hook(lambda _, given: (_snapped(components, given[0]),))
@@ -120,13 +126,12 @@ def _snapped(components: Any, features: torch.Tensor) -> torch.Tensor:
     return components.visual_tokenizer.quantize_pixels(features.permute(0, 3, 1, 2))[0].permute(0, 2, 3, 1)
 
 
-def train(name: str, seed: int, folder: Path, steps: int) -> Any:
+def train(arm: Arm, name: str, seed: int, folder: Path, steps: int) -> Any:
     """Run an arm to its last step and return its components."""
     from diffusers_focus.training.language import LanguageObjective
     from diffusers_focus.training.stages import LESSONS, get_stage
     from diffusers_focus.training.trainer import Trainer
 
-    arm = ARMS[name]
     components = build(arm, seed)
     stage = get_stage("3")
     options = {"mixture": {**MIXTURE, "question_kinds": LESSONS, **dict(arm.mixture)}}
@@ -201,9 +206,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of every run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, metavar="N", help="of every run (default: %(default)s)")
     parser.add_argument(
-        "--count", type=int, default=200, metavar="N", help="scenes to measure on (default: %(default)s)"
+        "--count", type=int, default=120, metavar="N", help="scenes to measure on (default: %(default)s)"
     )
     parser.add_argument("--runs", metavar="DIR", default=str(ROOT / "runs" / "ablations"), help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
@@ -216,7 +221,7 @@ def main() -> None:
             for name in options.arms:
                 steps = options.steps if ARMS[name].steps is None else ARMS[name].steps
                 if done.get(f"{name}-{seed}", {}).get("steps") != steps:
-                    components = train(name, seed, Path(options.runs) / f"{name}-{seed}", steps)
+                    components = train(ARMS[name], name, seed, Path(options.runs) / f"{name}-{seed}", steps)
                     tasks = [FIGURES[title][0] for title in ARMS[name].measured]
                     record(name, seed, evaluated(components, options.count, tasks), steps)
     print(table())
