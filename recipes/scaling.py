@@ -5,7 +5,7 @@ Command:   python recipes/scaling.py                     (every size that has no
 Hardware:  one CPU core; two processes with other --sizes may share the folder. A stopped run goes on where it was.
 Hours:     12 to 45 minutes a size for 250 steps of four pictures, the smallest first.
 
-Runs of `ablations.py` (arm "base", seed 0) whose language model has other numbers of layers and other widths within them; the hidden
+Runs of `ablations.py` (arm "base", seed 0) whose language model has other numbers of layers, and other widths inside; the hidden
 width is that of the tokens and stays. Every step draws new pictures, so the curves of training are curves on unseen scenes; what a
 run has learned at its end is measured as the ablations are. Paper: FOCUS (arXiv 2506.16806) knows one size.
 Results: recipes/scaling/results.json and curves.png, docs/design.md ("Scaling").

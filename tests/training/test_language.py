@@ -428,3 +428,31 @@ def _tag(here: LanguageObjective, prompt: Any) -> int:
     """How many parts of an edit prompt stand before its image block."""
     question = here.context.style.suffix(EDIT, text="x", height_width=(SIZE, SIZE))
     return len(question)
+
+
+@torch.no_grad()
+def test_missed_vectors_by_hand():
+    here = objective(EDITS)
+    tokenizer, (first, stop) = here.components.visual_tokenizer, here.context.vocabulary.level1_range
+    vectors = tokenizer.pixel_quantizer.lookup(torch.arange(stop - first))
+    logits = torch.zeros(3, here.components.language_model.config.vocab_size)
+    logits[1, first + 4] = 1e4  # sure of code 4, as it should be; of code 5 in the last row, wrongly
+    logits[2, first + 5] = 1e4
+    wanted = torch.tensor([first, first + 4, first + 4])
+    missed = here._missed(logits, wanted)
+    expected = [(vectors.mean(0) - vectors[0]).square().sum(), 0.0, (vectors[5] - vectors[4]).square().sum()]
+    torch.testing.assert_close(missed, torch.tensor(expected))
+    assert not len(here._missed(logits[:1], torch.tensor([here.context.vocabulary.level0_range[0]])))  # semantic: none
+
+
+def test_vectors_are_learned_where_a_recipe_says_so():
+    batch = objective(EDITS).batch(0)
+    losses = []
+    for weight in (0.0, 2.0):
+        here = objective(EDITS)
+        here.recipe = replace(here.recipe, options={**here.recipe.options, "vectors": weight})
+        loss, figures = here.loss(batch, 0)
+        assert figures["edit_distance"] > 0
+        losses.append(loss.item())
+        assert ("vectors" in figures) == (weight > 0)
+    assert losses[1] == pytest.approx(losses[0] + 2.0 * figures["edit_distance"], rel=1e-5)

@@ -49,6 +49,7 @@ WEIGHTS = {
     "prompt": 1.0,
     "names": 3.0,
     "codes": 3.0,
+    "vectors": 1.0,
     "bce": 5.0,
     "dice": 5.0,
     "select": 2.0,
@@ -60,7 +61,11 @@ OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles th
 
 
 class LanguageObjective:
-    """Joint objective of stages 2, 3 and 4 (without the UNet); `recipe.options["mixture"]` says what is asked."""
+    """Joint objective of stages 2, 3 and 4 (without the UNet); `recipe.options["mixture"]` says what is asked.
+
+    With `recipe.options["vectors"]`, a weight, the mean of the vectors that could be written for a pixel of an edit is drawn to
+    that of its true code as well: the loss whose least value `nearest_to_mean` writes.
+    """
 
     def __init__(self, components: Any, recipe: StageRecipe):
         self.components, self.recipe = components, recipe
@@ -221,8 +226,12 @@ class LanguageObjective:
         wanted = labels[:, 1:]
         here = wanted >= 0
         logits = self._logits(hidden[:, :-1][here])
-        entropy = F.cross_entropy(logits, wanted[here], reduction="none")
-        return entropy, (logits.argmax(-1) == wanted[here]), here
+        return (*self._judged(logits, wanted[here]), here)
+
+    @staticmethod
+    def _judged(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy [n] of the wanted ids, and whether they were the first choice."""
+        return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
 
     def _prompt_entropy(self, hidden: torch.Tensor, suffixes: SuffixBatch) -> torch.Tensor:
         """Cross-entropy of the words of the prompts [n]: what is asked about a picture says what is in it."""
@@ -465,7 +474,15 @@ class LanguageObjective:
                     [histories[i] for i in group],
                 )
                 hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grids, batch.target_pixels)
-                entropy, right, _ = self._written(hidden, suffixes.labels)
+                wanted = suffixes.labels[:, 1:]
+                here = wanted >= 0
+                logits, wanted = self._logits(hidden[:, :-1][here]), wanted[here]
+                entropy, right = self._judged(logits, wanted)
+                if prompts is edits:
+                    missed = self._missed(logits, wanted)
+                    figures.add("edit_distance", missed.sum().item(), len(missed))
+                    if self.recipe.options.get("vectors"):
+                        terms.add("vectors", self.recipe.options["vectors"] * missed)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
                 theirs = [w.to(entropy.device) for w in theirs]
@@ -477,6 +494,16 @@ class LanguageObjective:
                 figures.add(name, entropy.sum().item(), len(entropy))
                 figures.add(f"{name}_top1", right.sum().item(), len(right))
         terms.add("codes", torch.stack(means))
+
+    def _missed(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Squared distance [m] of the mean of the vectors that could be written from the one wanted, of the pixel codes among n."""
+        quantizer = self.components.visual_tokenizer.pixel_quantizer
+        first, stop = self.context.vocabulary.level1_range
+        with torch.no_grad():
+            vectors = quantizer.lookup(torch.arange(stop - first, device=logits.device)).float()
+        pixel = (wanted >= first) & (wanted < stop)
+        mean = logits[pixel, first:stop].softmax(-1) @ vectors
+        return (mean - vectors[wanted[pixel] - first]).square().sum(-1)
 
     def _guided(
         self,

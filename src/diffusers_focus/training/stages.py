@@ -242,7 +242,7 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.6,
             warmup_steps=30,
             seed=71,
-            options={"mixture": GUIDED, "masks_every": 3},
+            options={"mixture": GUIDED, "masks_every": 3, "vectors": 2.0},
         ),
         StageRecipe(
             name="3-identities",
