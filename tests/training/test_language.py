@@ -19,7 +19,8 @@ from diffusers_focus.steps.guidance import cell_guide
 from diffusers_focus.steps.sampling import GREEDY
 from diffusers_focus.steps.sequence import batch_rows, embed_prefix, encode_prefix, suffix_row
 from diffusers_focus.steps.visual_tokens import block_template, fed_positions, write_codes
-from diffusers_focus.training.language import OUTSIDE_WEIGHT, LanguageObjective, _selection_costs
+from diffusers_focus.training.code_terms import OUTSIDE_WEIGHT
+from diffusers_focus.training.language import LanguageObjective, _selection_costs
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, STAGES, build_objective, get_stage
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
 

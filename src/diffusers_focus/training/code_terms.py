@@ -1,0 +1,186 @@
+"""The terms of visual tokens: cross-entropy of the codes an image is written with, and how far their vectors are missed.
+
+FOCUS section 3 (visual tokens under the language model's one head). In a local edit in place only the cells of the change are in
+the sequence, as in use (`steps/visual_tokens.py`); the mask conditioner guides the states they are read from (`steps/guidance.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..processing.grammar import VisualTokenGrammar
+from ..processing.masks import resample_mask
+from ..steps.encode import FocusImageEncoding, encode_tensors
+from ..steps.guidance import guiding
+from ..steps.sequence import SuffixBatch, encode_prefix, suffix_row
+from ..steps.visual_tokens import fed_positions
+from .language_data import CodePrompt, LanguageBatch
+from .reading import PromptReader, alike
+
+OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
+
+
+class CodeTerms(PromptReader):
+    """What is learned of the visual tokens of a batch.
+
+    With `recipe.options["vectors"]`, a weight, the mean of the vectors that could be written for a pixel of an edit is drawn to
+    that of its true code as well: the loss whose least value `nearest_to_mean` writes.
+    """
+
+    def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, terms, figures) -> None:
+        semantic, pixel = (codes.cpu() for codes in self._all_codes(batch, encoding))
+        grids = semantic.shape[-2:], pixel.shape[-2:]
+        vocabulary = self.context.vocabulary
+        edits = [p for p in batch.codes if p.image >= 0]
+        texts = [p for p in batch.codes if p.image < 0]
+        means: list[torch.Tensor] = []
+        for prompts, name in ((edits, "edit_codes"), (texts, "text_codes")):
+            if not prompts:
+                continue
+            in_place = prompts is edits and self.context.style.writes_in_place
+            rows, weights, histories = [], [], []
+            for prompt in prompts:
+                inside_s, inside_p = self._inside(prompt, grids)
+                s = torch.where(inside_s, semantic[prompt.target], semantic[max(prompt.image, 0)])
+                p = torch.where(inside_p, pixel[prompt.target], pixel[max(prompt.image, 0)])
+                ids = vocabulary.image_ids(s, p, with_tag=False)
+                weight = self._code_weights(inside_s, inside_p)
+                written = weight >= 1 if in_place else torch.ones_like(weight, dtype=torch.bool)
+                places = (fed_positions(written) if in_place else written).nonzero()[:, 0]
+                codes = {
+                    "code_ids": ids[places].tolist(),
+                    "code_places": places.tolist(),
+                    "code_answers": written[places].tolist(),
+                }
+                rows.append(suffix_row(self.context, prompt.parts, **codes))
+                before = None  # of text to image there is no source
+                if prompt.image >= 0:
+                    before = vocabulary.image_ids(semantic[prompt.image], pixel[prompt.image], with_tag=False)
+                dice = torch.Generator().manual_seed(prompt.seed)
+                noisy = torch.rand((), generator=dice) < self.mixture.history_noise
+                history = self._noised(ids, before, dice) if noisy else ids
+                histories.append(torch.where(written, history, ids)[places])
+                # The last weight is that of <|im_end|>.
+                weights.append(F.pad(weight[written], (0, 1), value=OUTSIDE_WEIGHT))
+            here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
+            inside: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for group in alike([len(row.ids) for row in rows]):
+                hidden, suffixes = self._run(
+                    [prompts[i] for i in group],
+                    here_prefix,
+                    None,
+                    [rows[i] for i in group],
+                    [histories[i] for i in group],
+                )
+                hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grids, batch.target_pixels)
+                wanted = suffixes.labels[:, 1:]
+                here = wanted >= 0
+                logits, wanted = self._logits(hidden[:, :-1][here]), wanted[here]
+                entropy, right = self._judged(logits, wanted)
+                if prompts is edits:
+                    missed = self._missed(logits, wanted)
+                    figures.add("edit_distance", missed.sum().item(), len(missed))
+                    if self.recipe.options.get("vectors"):
+                        terms.add("vectors", self.recipe.options["vectors"] * missed)
+                theirs = [weights[i] for i in group]
+                # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
+                theirs = [w.to(entropy.device) for w in theirs]
+                parts = zip(entropy.split([len(w) for w in theirs]), theirs, strict=True)
+                means += [(e * w).sum() / w.sum() for e, w in parts]
+                cells = torch.cat(theirs) >= 1
+                inside.append((entropy.detach()[cells], right[cells]))
+            for entropy, right in inside:
+                figures.add(name, entropy.sum().item(), len(entropy))
+                figures.add(f"{name}_top1", right.sum().item(), len(right))
+        terms.add("codes", torch.stack(means))
+
+    def _missed(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Squared distance [m] of the mean of the vectors that could be written from the one wanted, of the pixel codes among n."""
+        quantizer = self.components.visual_tokenizer.pixel_quantizer
+        first, stop = self.context.vocabulary.level1_range
+        with torch.no_grad():
+            vectors = quantizer.lookup(torch.arange(stop - first, device=logits.device)).float()
+        pixel = (wanted >= first) & (wanted < stop)
+        mean = logits[pixel, first:stop].softmax(-1) @ vectors
+        return (mean - vectors[wanted[pixel] - first]).square().sum(-1)
+
+    def _guided(
+        self,
+        hidden: torch.Tensor,
+        suffixes: SuffixBatch,
+        prompts: Sequence[CodePrompt],
+        grids: tuple[Sequence[int], Sequence[int]],
+        pictures: torch.Tensor,
+    ) -> torch.Tensor:
+        """Hidden states [R, L, H] with those that pixel codes are read from guided by where their cells lie."""
+        conditioner = guiding(self.components)
+        if conditioner is None:
+            return hidden
+        (rows_s, columns_s), (rows_p, columns_p) = grids
+        grammar = VisualTokenGrammar(self.context.vocabulary, (rows_s, columns_s), (rows_p, columns_p))
+        cell_of = torch.full((grammar.length,), -1)
+        cell_of[grammar.pixel_positions] = torch.arange(rows_p * columns_p)
+        rows, columns, cells = [], [], []
+        for row, span in enumerate(suffixes.codes):
+            assert span is not None
+            here = cell_of[torch.as_tensor(span[1])]
+            known = (here >= 0).nonzero()[:, 0]
+            rows.append(torch.full_like(known, row))
+            columns.append(span[0] - 1 + known)  # a code is read from the state before it
+            cells.append(here[known])
+        at, read, cell = torch.cat(rows), torch.cat(columns), torch.cat(cells)
+        canvas = torch.ones(1, 1, *pictures.shape[-2:], device=hidden.device)
+        changes = [canvas if p.change is None else p.change.to(canvas) for p in prompts]
+        about = [change if p.about is None else p.about.to(canvas) for p, change in zip(prompts, changes, strict=True)]
+        places = conditioner.places(torch.cat(about), torch.cat(changes), (rows_p, columns_p))
+        guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
+        return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
+
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
+        """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
+
+        Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
+        them its codes of recolourings are right in colour, and in use, where no cell says so first, it writes the old one.
+        """
+        others = torch.empty_like(ids)
+        for first, stop in (self.context.vocabulary.level0_range, self.context.vocabulary.level1_range):
+            here = (ids >= first) & (ids < stop)
+            others[here] = torch.randint(first, stop, (int(here.sum()),), generator=dice)
+        codes = ids >= self.context.vocabulary.level0_range[0]
+        wrong = before if before is not None and torch.rand((), generator=dice) < 0.5 else others
+        swap = codes & (torch.rand(ids.shape, generator=dice) < 1.25 * torch.rand((), generator=dice))
+        return torch.where(swap, wrong, ids)
+
+    @torch.no_grad()
+    def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of every target picture; the scenes' own come from the encoding."""
+        count = len(batch.pixel_values)
+        tokenizer = self.components.visual_tokenizer
+        features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
+        if len(batch.target_pixels) > count:
+            others = encode_tensors(self.components, batch.target_pixels[count:])
+            features.append(others.vision.fused_features)
+            pixels.append(others.vision.pixel_features)
+        _, semantic, _, _ = tokenizer.encode_semantic(torch.cat(features))
+        _, pixel, _ = tokenizer.quantize_pixels(torch.cat(pixels))
+        return semantic, pixel
+
+    def _inside(self, prompt, grids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which semantic and which pixel cells are written, bool [hs, ws] and [hp, wp]."""
+        if prompt.change is None:
+            return torch.ones(grids[0], dtype=torch.bool), torch.ones(grids[1], dtype=torch.bool)
+        semantic, pixel = (resample_mask(prompt.change, tuple(grid), "any")[0, 0] > 0 for grid in grids)
+        return semantic, pixel
+
+    def _code_weights(self, inside_s: torch.Tensor, inside_p: torch.Tensor) -> torch.Tensor:
+        """Weight of each written id: 1 in the region, little outside, markers least (the grammar forces them)."""
+
+        def rows(inside: torch.Tensor) -> torch.Tensor:
+            cells = torch.where(inside, 1.0, OUTSIDE_WEIGHT)
+            return F.pad(cells, (0, 1), value=0.02).flatten()
+
+        mark = torch.full((2,), 0.02)
+        return torch.cat([mark, rows(inside_s), mark, rows(inside_p), mark])
