@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffusers_focus import FocusPipeline, Mask
 from diffusers_focus.data.clips import ClipSpec, sample_clip
-from diffusers_focus.data.language import EDIT_KINDS, edit_support, sample_edit
+from diffusers_focus.data.edits import EDIT_KINDS, edit_support, sample_edit
 from diffusers_focus.data.regions_sampling import dilate
 from diffusers_focus.data.world import render, sample_scene
 from diffusers_focus.evaluation.edits import EXCESS_DILATION

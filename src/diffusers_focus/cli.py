@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from .data.language import Edit
+    from .data.edits import Edit
     from .data.world import Scene
 
 
@@ -322,7 +322,7 @@ def _world(args: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from .data.language import sample_edit
+    from .data.edits import sample_edit
     from .data.world import render, sample_scene
 
     folder = Path(args.output)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_focus import FocusPipeline
-from diffusers_focus.data.language import EDIT_KINDS, edit_support
+from diffusers_focus.data.edits import EDIT_KINDS, edit_support
 from diffusers_focus.data.world import render
 from diffusers_focus.evaluation.codes import CodesTask, _edits
 from diffusers_focus.evaluation.tasks import draw_batch

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from diffusers_focus.data.clips import ClipSpec, edit_of_frame, sample_clip
-from diffusers_focus.data.language import EDIT_KINDS, edit_support
+from diffusers_focus.data.edits import EDIT_KINDS, edit_support
 from diffusers_focus.data.world import render
 from diffusers_focus.evaluation.edit_clips import EditClipTask
 from diffusers_focus.evaluation.edits import edit_sample

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.language import sample_edit
+from ..data.edits import sample_edit
 from ..data.world import first_held_out_seed, render, sample_scene
 from ..processing.drawing import contact_sheet, draw_masks
 

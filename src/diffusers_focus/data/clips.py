@@ -21,8 +21,9 @@ from PIL import Image
 
 from ..processing.index_maps import index_map_of, save_index_map
 from ..sharing.files import replace_file, replace_text
+from .edits import Edit
 from .folders import SAMPLES_FILE, write_records
-from .language import Edit, Referral, reasoning_expressions, referring_expressions
+from .language import Referral, reasoning_expressions, referring_expressions
 from .world import Rendered, Scene, WorldObject, render, sample_scene, with_twin
 
 STEADY_KINDS = ("shape", "colour", "colour_shape", "size", "striped", "largest")

@@ -1,4 +1,4 @@
-"""What can be said about a still-life scene: expressions, questions with answers, and editing instructions.
+"""What can be said about a still-life scene: expressions, and questions with answers. Editing instructions: `edits.py`.
 
 Paper: FOCUS (arXiv 2506.16806), the tasks of section 4 (referring, generalized and reasoning segmentation, visual
 question answering, captions, instruction editing), spoken about the world of `world.py`. Every text is lower case
@@ -11,39 +11,26 @@ colour and a shape of `HELD_OUT_PAIRS`, not even in the negative ("is there a re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from .regions_sampling import dilate
 from .world import (
-    BACKGROUND_RANGE,
     COLOURS,
-    FILLS,
     HELD_OUT_PAIRS,
-    MIN_VISIBLE,
     SHAPES,
     SIZES,
-    Background,
     Scene,
-    WorldObject,
-    in_frame,
-    render,
-    sample_scene,
-    size_name,
-    visible_fractions,
 )
 
 POSITION_MARGIN = 0.04  # of the side: positions closer than this are not compared
 LARGEST_RATIO = 1.1  # the largest object's radius over the next one's
-RESIZE_FACTORS = {"larger": 1.5, "smaller": 0.67}
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 QUESTION_KINDS = ("count", "count_attribute", "exists", "relation", "colour", "shape", "caption", "region")
 # Asked in training alone: one step each of what "relation" and expressions take in one.
 LESSON_KINDS = ("side", "extreme", "place")
-EDIT_KINDS = ("remove", "replace", "recolour", "reshape", "fill", "resize", "background")
 
 # word -> (coordinate, sign): the relation holds where sign * (a - b) > 0.
 _RELATIONS = {"left of": ("cx", -1), "right of": ("cx", 1), "above": ("cy", -1), "below": ("cy", 1)}
@@ -95,38 +82,25 @@ class Question:
     target: int | None = None
 
 
-@dataclass(frozen=True)
-class Edit:
-    """An instruction and its truth.
-
-    `target_text` is the expression inside the instruction ("the background" for background edits), `targets` the
-    indices it means in the source scene (empty for the background) and `kind` the `Referral.kind` of that expression
-    ("background" there). `edit_kind` is one of `EDIT_KINDS`; `result` keeps seed, noise and colour offsets.
-    """
-
-    instruction: str
-    target_text: str
-    targets: tuple[int, ...]
-    kind: str
-    result: Scene
-    edit_kind: str
-
-
-def _pick(rng: np.random.Generator, items):
+def pick(rng: np.random.Generator, items):
+    """One of the items."""
     return items[int(rng.integers(len(items)))]
 
 
-def _shuffled(rng: np.random.Generator, items: Iterable) -> list:
+def shuffled(rng: np.random.Generator, items: Iterable) -> list:
+    """All items in a random order."""
     items = list(items)
     return [items[int(index)] for index in rng.permutation(len(items))]
 
 
-def _article(word: str, rng: np.random.Generator) -> str:
+def article(word: str, rng: np.random.Generator) -> str:
+    """What stands before a word."""
     # People write both "an orange star" and "a orange star"; the model should read both.
     return "an" if word[0] in "aeiou" and rng.random() < 0.75 else "a"
 
 
-def _sayable(colour: str, shape: str, held_out: bool) -> bool:
+def sayable(colour: str, shape: str, held_out: bool) -> bool:
+    """Whether a text may combine the two."""
     return held_out or (colour, shape) not in HELD_OUT_PAIRS
 
 
@@ -144,9 +118,9 @@ def _only(scene: Scene, **attributes: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _draw(rng: np.random.Generator, groups: Iterable[list], count: int) -> list:
+def draw(rng: np.random.Generator, groups: Iterable[list], count: int) -> list:
     """Up to `count` different items, drawn evenly over the groups, then evenly within one."""
-    groups = [_shuffled(rng, group) for group in groups if group]
+    groups = [shuffled(rng, group) for group in groups if group]
     drawn = []
     while groups and len(drawn) < count:
         index = int(rng.integers(len(groups)))
@@ -159,7 +133,8 @@ def _draw(rng: np.random.Generator, groups: Iterable[list], count: int) -> list:
 # --- expressions ----------------------------------------------------------------------------------------------------
 
 
-def _all_referring(scene: Scene, held_out: bool) -> list[Referral]:
+def all_referring(scene: Scene, held_out: bool) -> list[Referral]:
+    """Every expression that means exactly one object."""
     found: list[Referral] = []
 
     def add(text: str, target: int | None, kind: str) -> None:
@@ -193,7 +168,7 @@ def _named_pairs(scene: Scene, held_out: bool) -> dict[tuple[str, str], int]:
     pairs = {}
     for item in scene.objects:
         index = _only(scene, colour=item.colour, shape=item.shape)
-        if index is not None and _sayable(*item.pair, held_out):
+        if index is not None and sayable(*item.pair, held_out):
             pairs[item.pair] = index
     return pairs
 
@@ -229,7 +204,8 @@ def _related(scene: Scene, shape: str, word: str, reference: int) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _by_kind(referrals: Iterable[Referral]) -> list[list[Referral]]:
+def by_kind(referrals: Iterable[Referral]) -> list[list[Referral]]:
+    """Expressions in groups of one kind."""
     groups: dict[str, list[Referral]] = {}
     for referral in referrals:
         groups.setdefault(referral.kind, []).append(referral)
@@ -250,8 +226,8 @@ def referring_expressions(
     Returns:
         Distinct referrals, fewer than `count` where the scene has no more (very rarely none at all).
     """
-    everything = _all_referring(scene, held_out)
-    return everything if count is None else _draw(rng, _by_kind(everything), count)
+    everything = all_referring(scene, held_out)
+    return everything if count is None else draw(rng, by_kind(everything), count)
 
 
 def generalized_expressions(
@@ -273,7 +249,7 @@ def generalized_expressions(
     ]
     if count is None:
         return [referral for group in groups for referral in group]
-    return _draw(rng, groups, count)
+    return draw(rng, groups, count)
 
 
 def _absent_pairs(scene: Scene, held_out: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -283,7 +259,7 @@ def _absent_pairs(scene: Scene, held_out: bool) -> tuple[list[tuple[str, str]], 
     hard, easy = [], []
     for colour in COLOURS:
         for shape in SHAPES:
-            if (colour, shape) not in present and _sayable(colour, shape, held_out):
+            if (colour, shape) not in present and sayable(colour, shape, held_out):
                 (hard if colour in colours and shape in shapes else easy).append((colour, shape))
     return hard, easy
 
@@ -296,7 +272,7 @@ def reasoning_expressions(scene: Scene, rng: np.random.Generator, count: int | N
         targets = tuple(index for index, value in enumerate(values) if value in meant)
         if len(targets) == 1 and not any(value in doubtful for value in values):
             found.append(Referral(text, targets, "reasoning"))
-    return found if count is None else _draw(rng, [found], count)
+    return found if count is None else draw(rng, [found], count)
 
 
 def explanation(scene: Scene, referral: Referral) -> str:
@@ -336,10 +312,10 @@ def questions(
             `QUESTION_KINDS`.
         held_out: Whether questions and answers may combine a held-out colour and shape pair.
     """
-    kinds = QUESTION_KINDS if kinds is None else _checked(kinds, (*QUESTION_KINDS, *LESSON_KINDS), "question")
+    kinds = QUESTION_KINDS if kinds is None else checked(kinds, (*QUESTION_KINDS, *LESSON_KINDS), "question")
     found: list[Question] = []
     for _ in range(3 * count):  # a round asks every kind once; rounds that add nothing new are cheap
-        for kind in _shuffled(rng, kinds):
+        for kind in shuffled(rng, kinds):
             question = _ASK[kind](scene, rng, held_out)
             if question is None or any((q.text, q.target) == (question.text, question.target) for q in found):
                 continue
@@ -349,7 +325,8 @@ def questions(
     return found
 
 
-def _checked(kinds: Iterable[str] | None, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+def checked(kinds: Iterable[str] | None, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The kinds asked for, all by default. Raises ValueError for one that there is not."""
     chosen = allowed if kinds is None else tuple(kinds)
     unknown = [kind for kind in chosen if kind not in allowed]
     if unknown or not chosen:
@@ -367,19 +344,19 @@ def _ask_count_attribute(scene: Scene, rng: np.random.Generator, held_out: bool)
         by_number.setdefault(len(_where(scene, colour=colour)), []).append(f"{colour} objects")
     for shape in SHAPES:
         by_number.setdefault(len(_where(scene, shape=shape)), []).append(PLURALS[shape])
-    number = _pick(rng, sorted(by_number))
-    return Question(f"how many {_pick(rng, by_number[number])} are there?", COUNT_WORDS[number], "count_attribute")
+    number = pick(rng, sorted(by_number))
+    return Question(f"how many {pick(rng, by_number[number])} are there?", COUNT_WORDS[number], "count_attribute")
 
 
 def _ask_exists(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
-    present = sorted({item.pair for item in scene.objects if _sayable(*item.pair, held_out)})
+    present = sorted({item.pair for item in scene.objects if sayable(*item.pair, held_out)})
     hard, easy = _absent_pairs(scene, held_out)
     yes = rng.random() < 0.5
     pairs = present if yes else hard if hard and rng.random() < 0.6 else easy
     if not pairs:
         return None
-    colour, shape = _pick(rng, pairs)
-    return Question(f"is there {_article(colour, rng)} {colour} {shape}?", "yes" if yes else "no", "exists")
+    colour, shape = pick(rng, pairs)
+    return Question(f"is there {article(colour, rng)} {colour} {shape}?", "yes" if yes else "no", "exists")
 
 
 def _comparable(scene: Scene, held_out: bool) -> list[tuple[str, tuple[str, str], str, int]]:
@@ -400,7 +377,7 @@ def _ask_side(scene: Scene, rng: np.random.Generator, held_out: bool) -> Questio
     candidates = _comparable(scene, held_out)
     if not candidates:
         return None
-    shape, pair, axis, sign = _pick(rng, candidates)
+    shape, pair, axis, sign = pick(rng, candidates)
     first, second = (word for word, (other, _) in _RELATIONS.items() if other == axis)
     answer = next(word for word, meaning in _RELATIONS.items() if meaning == (axis, sign))
     return Question(f"is the {shape} {first} or {second} the {pair[0]} {pair[1]}?", answer, "side")
@@ -408,10 +385,10 @@ def _ask_side(scene: Scene, rng: np.random.Generator, held_out: bool) -> Questio
 
 def _ask_extreme(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
     targets = {word: _extreme(scene, axis, sign) for word, (axis, sign) in _EXTREMES.items()}
-    sayable = [(w, t) for w, t in targets.items() if t is not None and _sayable(*scene.objects[t].pair, held_out)]
-    if not sayable:
+    found = [(w, t) for w, t in targets.items() if t is not None and sayable(*scene.objects[t].pair, held_out)]
+    if not found:
         return None
-    word, target = _pick(rng, sayable)
+    word, target = pick(rng, found)
     return Question(f"what is the {word} object?", f"a {scene.objects[target].name}", "extreme")
 
 
@@ -421,8 +398,8 @@ def _ask_place(scene: Scene, rng: np.random.Generator, held_out: bool) -> Questi
     unique += [(" ".join(pair), scene.objects[i]) for pair, i in _named_pairs(scene, held_out).items()]
     if not unique:
         return None
-    name, item = _pick(rng, unique)
-    way, place = _pick(rng, (("right", item.cx), ("down", item.cy)))
+    name, item = pick(rng, unique)
+    way, place = pick(rng, (("right", item.cx), ("down", item.cy)))
     return Question(f"how far {way} is the {name}?", COUNT_WORDS[min(7, int(8 * place))], "place")
 
 
@@ -430,7 +407,7 @@ def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Que
     candidates = _comparable(scene, held_out)
     if not candidates:
         return None
-    shape, pair, axis, sign = _pick(rng, candidates)
+    shape, pair, axis, sign = pick(rng, candidates)
     yes = rng.random() < 0.5
     asked = (axis, sign if yes else -sign)
     word = next(word for word, meaning in _RELATIONS.items() if meaning == asked)
@@ -439,19 +416,19 @@ def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Que
 
 def _ask_colour(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
     unique = [item for item in scene.objects if _only(scene, shape=item.shape) is not None]
-    unique = [item for item in unique if _sayable(*item.pair, held_out)]
+    unique = [item for item in unique if sayable(*item.pair, held_out)]
     if not unique:
         return None
-    item = _pick(rng, unique)
+    item = pick(rng, unique)
     return Question(f"what colour is the {item.shape}?", item.colour, "colour")
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
     unique = [item for item in scene.objects if _only(scene, colour=item.colour) is not None]
-    unique = [item for item in unique if _sayable(*item.pair, held_out)]
+    unique = [item for item in unique if sayable(*item.pair, held_out)]
     if not unique:
         return None
-    item = _pick(rng, unique)
+    item = pick(rng, unique)
     return Question(f"what shape is the {item.colour} object?", item.shape, "shape")
 
 
@@ -462,10 +439,10 @@ def _ask_caption(scene: Scene, rng: np.random.Generator, held_out: bool) -> Ques
 
 
 def _ask_region(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
-    targets = [index for index, item in enumerate(scene.objects) if _sayable(*item.pair, held_out)]
+    targets = [index for index, item in enumerate(scene.objects) if sayable(*item.pair, held_out)]
     if not targets:
         return None
-    target = _pick(rng, targets)
+    target = pick(rng, targets)
     return Question("what is this?", f"a {scene.objects[target].name}", "region", target)
 
 
@@ -482,183 +459,3 @@ _ASK = {
     "extreme": _ask_extreme,
     "place": _ask_place,
 }
-
-
-# --- edits ----------------------------------------------------------------------------------------------------------
-
-
-def sample_edit(
-    scene: Scene, rng: np.random.Generator, kinds: Iterable[str] | None = None, held_out: bool = False
-) -> Edit:
-    """One random editing instruction with its truth, evenly over the kinds the scene allows.
-
-    The result is a proper scene again: every object in the frame and at least 60% visible. The background's new colours
-    are named colours brought into the range of backgrounds and, as far as there are enough, none of an object's; "a red
-    to blue gradient" is red at the top and blue at the bottom.
-
-    Args:
-        scene: The source.
-        rng: The source of randomness.
-        kinds: A subset of `EDIT_KINDS`; None takes all.
-        held_out: Whether the instruction and the edited object may combine a held-out colour and shape pair.
-
-    Raises:
-        ValueError: No edit of these kinds is possible (e.g. nothing can be resized in place): try another scene.
-    """
-    kinds = _checked(kinds, EDIT_KINDS, "edit")
-    by_target: dict[int, list[Referral]] = {}
-    for referral in _all_referring(scene, held_out):
-        by_target.setdefault(referral.targets[0], []).append(referral)
-    for edit_kind in _shuffled(rng, kinds):
-        if edit_kind == "background":
-            return _background_edit(scene, rng)
-        for target in _shuffled(rng, sorted(by_target)):
-            referral = _draw(rng, _by_kind(by_target[target]), 1)[0]
-            for instruction, edited in _object_edits(scene.objects[target], referral.text, edit_kind, rng, held_out):
-                result = _with_object(scene, target, edited)
-                if _is_proper(result):
-                    return Edit(instruction, referral.text, (target,), referral.kind, result, edit_kind)
-    raise ValueError(f"This scene allows no edit of the kinds {', '.join(kinds)}; try another scene or more kinds.")
-
-
-def _object_edits(
-    item: WorldObject, text: str, edit_kind: str, rng: np.random.Generator, held_out: bool
-) -> Iterator[tuple[str, WorldObject | None]]:
-    """Candidate (instruction, edited object or None for removal) in random order."""
-    if edit_kind == "remove":
-        yield f"remove {text}", None
-    elif edit_kind == "replace":
-        for shape in _shuffled(rng, (shape for shape in SHAPES if shape != item.shape)):
-            colour = _pick(rng, [colour for colour in COLOURS if _sayable(colour, shape, held_out)])
-            new = replace(item, colour=colour, shape=shape)
-            yield f"replace {text} with {_article(colour, rng)} {colour} {shape}", new
-    elif edit_kind == "recolour":
-        for colour in _shuffled(rng, (colour for colour in COLOURS if colour != item.colour)):
-            if _sayable(colour, item.shape, held_out):
-                yield f"make {text} {colour}", replace(item, colour=colour)
-    elif edit_kind == "reshape":
-        for shape in _shuffled(rng, (shape for shape in SHAPES if shape != item.shape)):
-            if _sayable(item.colour, shape, held_out):
-                yield f"change {text} to a {shape}", replace(item, shape=shape)
-    elif edit_kind == "fill":
-        fill = FILLS[1 - FILLS.index(item.fill)]
-        yield f"make {text} {fill}", replace(item, fill=fill)
-    elif edit_kind == "resize":
-        for word in _shuffled(rng, RESIZE_FACTORS):
-            r = item.r * RESIZE_FACTORS[word]
-            if SIZES["small"][0] <= r <= SIZES["large"][1]:
-                yield f"make {text} {word}", replace(item, r=r, size=size_name(r))
-
-
-def _with_object(scene: Scene, index: int, edited: WorldObject | None) -> Scene:
-    """The scene with one object replaced, or taken away for None."""
-    middle = () if edited is None else (edited,)
-    return replace(scene, objects=(*scene.objects[:index], *middle, *scene.objects[index + 1 :]))
-
-
-def _is_proper(scene: Scene) -> bool:
-    return all(in_frame(item) for item in scene.objects) and all(
-        fraction >= MIN_VISIBLE for fraction in visible_fractions(scene)
-    )
-
-
-def background_rgb(colour: str) -> tuple[int, int, int]:
-    """A named colour as a background shows it: channels brought into 60..200."""
-    low, high = BACKGROUND_RANGE
-    red, green, blue = (min(high, max(low, channel)) for channel in COLOURS[colour])
-    return red, green, blue
-
-
-def _background_edit(scene: Scene, rng: np.random.Generator) -> Edit:
-    used = {item.colour for item in scene.objects}
-    free = [colour for colour in COLOURS if colour not in used]
-    first, second = _shuffled(rng, free if len(free) > 1 else COLOURS)[:2]
-    if rng.random() < 0.5:
-        kind, words = "vertical", f"{_article(first, rng)} {first} to {second} gradient"
-    else:
-        kind, words = "checkers", f"{first} and {second} checkers"
-    result = replace(scene, background=Background(kind, background_rgb(first), background_rgb(second)))
-    return Edit(f"change the background to {words}", "the background", (), "background", result, "background")
-
-
-def alternatives(scene: Scene, edit: Edit) -> list[Scene]:
-    """The wrong answers an edit is told apart from: re-renders that differ from the truth in one attribute.
-
-    For an edited object: every other colour, every other shape, the other fill, and no object. After a removal: the
-    source object in every other colour, shape and fill. For the background: every other named colour in either place,
-    and the other kinds (gradient, checkers, plain; the direction of a gradient is not an attribute). The source itself
-    is never in the list. For evaluation only: held-out pairs do occur.
-    """
-    if edit.edit_kind == "background":
-        truth = edit.result.background
-        variants = [replace(truth, colour1=background_rgb(colour)) for colour in COLOURS]
-        variants += [replace(truth, colour2=background_rgb(colour)) for colour in COLOURS]
-        variants += [replace(truth, kind=kind) for kind in ("vertical", "checkers", "plain")]
-        scenes = [replace(edit.result, background=variant) for variant in dict.fromkeys(variants)]
-    else:
-        index = edit.targets[0]
-        base = scene if edit.edit_kind == "remove" else edit.result
-        item = base.objects[index]
-        objects: list[WorldObject | None] = [replace(item, colour=colour) for colour in COLOURS]
-        objects += [replace(item, shape=shape) for shape in SHAPES]
-        objects += [replace(item, fill=fill) for fill in FILLS]
-        objects.append(None)
-        scenes = [_with_object(base, index, variant) for variant in dict.fromkeys(objects)]
-    return [candidate for candidate in scenes if candidate not in (scene, edit.result)]
-
-
-def edit_support(scene: Scene, edit: Edit, size: int = 128, dilation: int = 0) -> np.ndarray:
-    """Where an edit may change pixels: bool `[size, size]`.
-
-    The visible source object together with the visible edited one; for the background, everything that is no object.
-    Smoothed edges reach up to one pixel further; measures use a `dilation` of 4 pixels.
-    """
-    masks = render(replace(scene, noise_sigma=0.0), size).masks
-    if edit.edit_kind == "background":
-        support = ~masks.any(axis=0)
-    else:
-        index = edit.targets[0]
-        support = masks[index]
-        if edit.edit_kind != "remove":
-            support = support | render(replace(edit.result, noise_sigma=0.0), size).masks[index]
-    return dilate(support, dilation)
-
-
-def rough_support(scene: Scene, edit: Edit, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Where an edit may write as a user or a model says it: bool `[size, size]`, the support grown, now and then to its box.
-
-    Trained on nothing but the true support, a model would read off the outline of the place the outline to draw.
-    """
-    support = edit_support(scene, edit, size, dilation=int(rng.integers(0, 7)))
-    if edit.edit_kind != "background" and rng.random() < 0.2:
-        rows, columns = support.any(1).nonzero()[0], support.any(0).nonzero()[0]
-        support[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    return support
-
-
-# --- vocabulary -----------------------------------------------------------------------------------------------------
-
-
-def vocabulary_texts(scenes: int = 400) -> Iterator[str]:
-    """Sample sentences for training a tokenizer: every word of the world occurs, in natural proportions.
-
-    Contains no held-out pair. The same sequence on every call.
-    """
-    yield from COUNT_WORDS
-    yield from (row[0] for row in REASONING)
-    for shape in SHAPES:
-        yield f"all {PLURALS[shape]}"
-        for colour in COLOURS:
-            if _sayable(colour, shape, held_out=False):
-                yield f"the {colour} {shape}"
-                yield f"a large striped {colour} {shape}, a small {colour} {shape}"
-    for seed in range(scenes):
-        scene = sample_scene(seed)
-        rng = np.random.default_rng(seed)
-        for referral in referring_expressions(scene, rng, 6) + generalized_expressions(scene, rng, 3):
-            yield referral.text
-        for question in questions(scene, rng, len(QUESTION_KINDS)):
-            yield question.text
-            yield question.answer
-        for _ in range(3):
-            yield sample_edit(scene, rng).instruction

@@ -14,15 +14,8 @@ from PIL import Image
 
 from ..processing.regions import Box, Mask, Point, Region, Scribble
 from .coco_masks import encode_rle
-from .language import (
-    caption,
-    edit_support,
-    generalized_expressions,
-    questions,
-    reasoning_expressions,
-    referring_expressions,
-    sample_edit,
-)
+from .edits import edit_support, sample_edit
+from .language import caption, generalized_expressions, questions, reasoning_expressions, referring_expressions
 from .regions_sampling import REGION_KINDS, region_prompt
 from .world import Scene, render, sample_scene
 

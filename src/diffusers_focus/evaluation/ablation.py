@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.language import EDIT_KINDS, Edit
+from ..data.edits import EDIT_KINDS, Edit
 from ..data.regions_sampling import dilate, region_prompt
 from ..data.world import COLOURS, HELD_OUT_PAIRS, Scene, WorldObject, render, with_twin
 from . import metrics

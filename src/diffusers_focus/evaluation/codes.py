@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..data.language import EDIT_KINDS, Edit, edit_support, sample_edit
+from ..data.edits import EDIT_KINDS, Edit, edit_support, sample_edit
 from ..data.world import Rendered, Scene, render
 from ..processing.masks import resample_mask
 from ..processing.prompts import EDIT, build_answer

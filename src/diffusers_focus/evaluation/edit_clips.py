@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.clips import Clip, ClipSpec, edit_of_frame, sample_clip
-from ..data.language import Edit, alternatives, edit_support
+from ..data.edits import Edit, alternatives, edit_support
 from ..data.regions_sampling import dilate
 from ..data.world import render
 from ..steps.composite import relative_radius

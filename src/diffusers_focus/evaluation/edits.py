@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.language import Edit, alternatives, edit_support, sample_edit
+from ..data.edits import Edit, alternatives, edit_support, sample_edit
 from ..data.regions_sampling import dilate
 from ..data.world import HELD_OUT_PAIRS, Scene, render
 from ..steps.composite import relative_radius

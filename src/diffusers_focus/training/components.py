@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from ..checkpoints.variants import TINY, TINY_VOCABULARY, VARIANTS
-from ..data.language import vocabulary_texts
+from ..data.vocabulary import vocabulary_texts
 from ..models.mask_conditioner import FocusMaskConditioner
 from ..models.mask_decoder import FocusMaskDecoder
 from ..models.vision_encoder import FocusVisionEncoder

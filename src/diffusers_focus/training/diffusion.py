@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from ..data.language import rough_support, sample_edit
+from ..data.edits import rough_support, sample_edit
 from ..data.world import render
 from ..processing.masks import resample_mask
 from .batches import scene_batch, to_pixel_values

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.language import Edit, sample_edit
+from ..data.edits import Edit, sample_edit
 from ..data.world import Scene
 from ..steps.encode import FocusImageEncoding, FocusMixedEncoding, encode_inputs, encode_tensors, mask_pixels
 from ..steps.guidance import guiding

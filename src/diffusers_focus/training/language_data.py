@@ -12,19 +12,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from ..data.edits import Edit, edit_support, rough_support, sample_edit
 from ..data.language import (
     QUESTION_KINDS,
-    Edit,
     Referral,
     caption,
-    edit_support,
     explanation,
     generalized_expressions,
     questions,
     reasoning_expressions,
     referring_expressions,
-    rough_support,
-    sample_edit,
 )
 from ..data.regions_sampling import REGION_KINDS, dilate, erode, region_prompt, strokes_prompt
 from ..data.world import SHAPES, Rendered, Scene, render

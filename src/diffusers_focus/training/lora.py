@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.language import Edit, sample_edit
+from ..data.edits import Edit, sample_edit
 from ..data.world import COLOURS, Scene, WorldObject
 from .diffusion import DecoderObjective
 from .language import LanguageObjective
