@@ -304,7 +304,7 @@ def test_a_file_converts_as_its_tensors_do(tmp_path):
 def test_native_dicts_pass_through():
     parts = {
         "vision_encoder": build("vision_encoder", {}),
-        "mask_conditioner": FocusMaskConditioner(2, 8, 16, 8),
+        "mask_conditioner": FocusMaskConditioner(2, 8, 16, 8, guidance_dim=8, language_hidden_size=16),
     }
     for component, model in parts.items():
         weights = model.state_dict()
@@ -358,7 +358,7 @@ def test_parts_reported_as_zero_start_at_zero_and_no_others_do():
     models = {
         "vision_encoder": build("vision_encoder", {**shape, "fusion_dim": 64, "query_dim": 32, "region_dim": 8}),
         "mask_decoder": build("mask_decoder", {"hidden_dim": 32, "mask_dim": 24, "num_slots": 3, "decoder_layers": 1}),
-        "mask_conditioner": FocusMaskConditioner(2, 8, 16, 8),
+        "mask_conditioner": FocusMaskConditioner(2, 8, 16, 8, guidance_dim=8, language_hidden_size=16),
     }
     found = set()
     for component, model in models.items():

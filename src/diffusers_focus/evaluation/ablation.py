@@ -88,18 +88,20 @@ def _far_colours(item: WorldObject) -> list[str]:
 @contextlib.contextmanager
 def _with_less(pipe: Any, arm: str) -> Iterator[None]:
     """The pipeline without its mask conditioner, or without the guidance of tokens in it, for a while; other arms have all."""
-    conditioner = pipe.mask_conditioner
-    guidance = None if conditioner is None else conditioner.cell_guidance
+    conditioner = getattr(pipe, "mask_conditioner", None)
+    if conditioner is None or arm not in ("unplaced", "unguided"):
+        yield
+        return
+    guidance = conditioner.cell_guidance
     if arm == "unguided":
         pipe.mask_conditioner = None
-    elif arm == "unplaced" and conditioner is not None:
+    else:
         conditioner.cell_guidance = None
     try:
         yield
     finally:
         pipe.mask_conditioner = conditioner
-        if conditioner is not None:
-            conditioner.cell_guidance = guidance
+        conditioner.cell_guidance = guidance
 
 
 def _arms(pipe: Any) -> tuple[str, ...]:
