@@ -12,7 +12,7 @@ same pictures. What is compared is what the language model makes of its input, n
 is near the published weights. Measured on new scenes by the tasks of `diffusers-focus eval` (`FIGURES` names them), down to the
 loss of the visual tokens of edits ("codes"). Paper: FOCUS (arXiv 2506.16806), its ablations of adapter scales,
 of continuous against discrete input and of progressive resolution; names before masks and the joint objective are its claims.
-Results: recipes/ablations/results.json, docs/design.md ("Ablations").
+Results: recipes/ablations/results.json.
 """
 
 from __future__ import annotations
@@ -97,10 +97,7 @@ ARMS = {
 
 def build(arm: Arm, seed: int) -> SimpleNamespace:
     """The components of a run before its first step."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from diffusers_focus.checkpoints.variants import TINY
-    from diffusers_focus.training.components import CLASSES
+    from diffusers_focus.training.components import CLASSES, build_component
 
     published = ROOT / "pipelines" / "focus-tiny"
     names = ("lm_tokenizer", "visual_tokenizer", "mask_decoder", "image_processor")
@@ -112,8 +109,7 @@ def build(arm: Arm, seed: int) -> SimpleNamespace:
     missing, unknown = fresh.load_state_dict(kept, strict=False)
     assert not unknown and all(name.startswith(FRESH) for name in missing)
     parts["vision_encoder"] = fresh
-    torch.manual_seed(seed)
-    parts["language_model"] = Qwen2ForCausalLM(Qwen2Config(**{**TINY["language_model"], **dict(arm.language_model)}))
+    parts["language_model"] = build_component("language_model", seed=seed, **dict(arm.language_model))
     components = SimpleNamespace(**{k: v.float() if isinstance(v, torch.nn.Module) else v for k, v in parts.items()})
     if arm.discrete:
         fresh.pixel_projector.register_forward_pre_hook(lambda _, given: (_snapped(components, given[0]),))
@@ -165,6 +161,16 @@ def evaluated(components: Any, count: int, tasks: list[str]) -> dict[str, Any]:
     return evaluate(pipe, count, ["in"], tasks)
 
 
+def figure_at(found: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    """The number that an evaluation has at a path of names; None where there was nothing to count."""
+    value: Any = found["groups"]["in"]
+    for key in path:
+        if key not in value:
+            return None
+        value = value[key]
+    return value["value"]
+
+
 def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
     """Add a run to the results; the file is whole at every moment."""
     from diffusers_focus.sharing.files import replace_json
@@ -172,11 +178,7 @@ def record(name: str, seed: int, found: dict[str, Any], steps: int) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     figures = {}
     for title in ARMS[name].measured:
-        path = FIGURES[title]
-        value: Any = found["groups"]["in"]
-        for key in path:
-            value = value[key]
-        figures[title] = value["value"]
+        figures[title] = figure_at(found, FIGURES[title])
     results["runs"][f"{name}-{seed}"] = {
         "steps": steps,
         "date": found["date"],

@@ -13,12 +13,13 @@ Hours:     12.5 core-hours for the published stages (sum of the records; 3-all s
            on two cores, 3-all two hours on one, 3-found an hour on two, every other an hour or less, and each can be stopped
            at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
-           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late):
-           docs/design.md, "State of focus-tiny".
+           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late; neither 3-guided
+           nor 3-outlines yet): docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
            3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-outlines ->
-           3-identities | 4 (mask-guided decoder). `|` marks what does not depend on each other.
+           3-identities -> 4 (mask-guided decoder; its mask conditioner guides tokens since 3). `|` marks what does not depend on
+           each other.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """How far more parameters and more samples go: the language model in four sizes, the same samples, one curve each.
 
 Command:   python recipes/scaling.py                     (every size that has no result yet, then table and picture)
-           python recipes/scaling.py --sizes 2 --table
+           python recipes/scaling.py --sizes half double
 Hardware:  one CPU core; two processes with other --sizes may share the folder. A stopped run goes on where it was.
 Hours:     12 to 45 minutes a size for 250 steps of four pictures, the smallest first.
 
 Runs of `ablations.py` (arm "base", seed 0) whose language model has other numbers of layers, and other widths inside; the hidden
 width is that of the tokens and stays. Every step draws new pictures, so the curves of training are curves on unseen scenes; what a
 run has learned at its end is measured as the ablations are. Paper: FOCUS (arXiv 2506.16806) knows one size.
-Results: recipes/scaling/results.json and curves.png, docs/design.md ("Scaling").
+Results: recipes/scaling/results.json and curves.png.
 """
 
 from __future__ import annotations
@@ -39,19 +39,17 @@ CURVES = {
 }
 
 
-def train(name: str, runs: Path) -> dict[str, Any]:
+def train(name: str, runs: Path, steps: int, count: int) -> dict[str, Any]:
     """A size to its last step: parameters, curves, time, and what it has learned."""
     layers, width = SIZES[name]
     arm = ablations.Arm(name, language_model=(("num_hidden_layers", layers), ("intermediate_size", width)))
     began = time.process_time()
-    components = ablations.train(arm, name, 0, runs / name, STEPS)
+    components = ablations.train(arm, name, 0, runs / name, steps)
     with (runs / name / "large" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     curves = {key: [float(row[key]) if row.get(key) else None for row in rows] for key in CURVES}
-    found = ablations.evaluated(components, 120, [path[0] for path in ablations.FIGURES.values()])
-    figures = {}
-    for title, (task, key) in ablations.FIGURES.items():
-        figures[title] = found["groups"]["in"][task][key]["value"]
+    found = ablations.evaluated(components, count, [path[0] for path in ablations.FIGURES.values()])
+    figures = {title: ablations.figure_at(found, path) for title, path in ablations.FIGURES.items()}
     return {
         "parameters": sum(p.numel() for p in components.language_model.parameters()),
         "samples": [int(row["step"]) * 4 for row in rows],
@@ -99,6 +97,10 @@ def main() -> None:
     from diffusers_focus.sharing.files import replace_file, replace_json
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="of every run (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=120, metavar="N", help="scenes to measure on (default: %(default)s)"
+    )
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES), metavar="SIZE")
     parser.add_argument("--runs", metavar="DIR", default=str(ROOT / "runs" / "scaling"), help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
@@ -113,7 +115,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in () if options.table else options.sizes:
         if name not in known():
-            found = train(name, Path(options.runs))
+            found = train(name, Path(options.runs), options.steps, options.count)
             replace_json(file, {**known(), name: found})
     results = known()
     if results:

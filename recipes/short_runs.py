@@ -12,7 +12,7 @@ Three runs, of pictures that are drawn anew for every step. None knows anything 
 Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand baselines that see no picture or do not read: the
 most frequent answer of a kind of question, the outline of the largest object whatever the words (true to the pixel), no mask at
 all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
-Results: recipes/short-runs/results.json, docs/training.md ("What a short run teaches").
+Results: recipes/short-runs/results.json.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def train(run: str, folder: Path) -> Any:
 
 
 def measure(components: Any, run: str, count: int, clips: int) -> dict[str, Any]:
-    """Every figure of the run's tasks, as a number."""
+    """What `diffusers-focus eval` says of the run's tasks; clips are fewer, since each has the frames of a dozen scenes."""
     tasks = TASKS[run]
     found = ablations.evaluated(components, count, [task for task in tasks if task != "clips"])
     if "clips" in tasks:
@@ -149,23 +149,13 @@ def table(results: dict[str, Any]) -> str:
     """Rows of the task groups."""
     lines = ["| | before | needs no training | after |", "|---|---|---|---|"]
     for title, run, path, baseline, what in ROWS:
-        stages = [_at(results[run][when]["groups"]["in"], path) for when in ("before", "after")]
+        stages = [ablations.figure_at(results[run][when], path) for when in ("before", "after")]
         if baseline is not None:
-            other = f"{_at(results[run]['after']['groups']['in'], baseline):.2f} ({what})"
+            other = f"{_written(ablations.figure_at(results[run]['after'], baseline))} ({what})"
         else:
             other = f"{results['blind'][path[0]]:.2f} ({what})" if what else ""
         lines.append(f"| {title} | {_written(stages[0])} | {other} | {_written(stages[1])} |")
     return "\n".join(lines)
-
-
-def _at(figures: dict[str, Any], path: tuple[str, ...]) -> float | None:
-    """The number at a path; None where there is nothing to count (a figure over no sample)."""
-    value: Any = figures
-    for key in path:
-        if key not in value:
-            return None
-        value = value[key]
-    return value["value"]
 
 
 def _written(value: float | None) -> str:

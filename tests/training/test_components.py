@@ -48,6 +48,12 @@ def test_the_same_seed_gives_the_same_weights(name):
     assert any(not torch.equal(value, other[key]) for key, value in first.items())
 
 
+def test_other_numbers_than_the_variants():
+    deeper = build_component("language_model", num_hidden_layers=2, seed=1)
+    assert deeper.config.num_hidden_layers == 2
+    assert deeper.config.hidden_size == VARIANTS["focus-tiny"]["language_model"]["hidden_size"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_parts_of_a_variant_fit_together(variant):
     numbers = VARIANTS[variant]

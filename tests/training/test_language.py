@@ -415,7 +415,7 @@ def test_codes_are_learned_from_the_states_that_they_are_written_from():
     codes = {"code_ids": ids[0, read].tolist(), "code_places": read.tolist(), "code_answers": drawn.tolist()}
     whole = suffix_row(here.context, prompt.parts, **codes)
     hidden, suffixes = here._run([prompt], prefix, None, [whole])
-    hidden = here._guided(hidden, suffixes, [prompt], (semantic.shape[-2:], pixel.shape[-2:]), batch.target_pixels)
+    hidden = here._guided(hidden, suffixes, [prompt], grammar, batch.target_pixels)
     start = suffixes.codes[0][0]
     states = hidden[0, start - 1 : start - 1 + len(read)][drawn]
     logits = parts_.language_model.lm_head(states)
@@ -453,7 +453,7 @@ def test_vectors_are_learned_where_a_recipe_says_so():
         here = objective(EDITS)
         here.recipe = replace(here.recipe, options={**here.recipe.options, "vectors": weight})
         loss, figures = here.loss(batch, 0)
-        assert figures["edit_distance"] > 0
         losses.append(loss.item())
-        assert ("vectors" in figures) == (weight > 0)
+        assert ("vectors" in figures) == ("edit_distance" in figures) == (weight > 0)
+    assert figures["edit_distance"] > 0
     assert losses[1] == pytest.approx(losses[0] + 2.0 * figures["edit_distance"], rel=1e-5)

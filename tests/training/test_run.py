@@ -89,6 +89,14 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
+def test_components_of_two_sizes_are_refused_before_anything_is_trained(tmp_path):
+    wider = build_component("language_model", hidden_size=96)
+    save_component(tmp_path, "language_model", wider)
+    with pytest.raises(ValueError, match="language_model and vision_encoder do not fit"):
+        run_stage("3", tmp_path, progress=False)
+    assert not (tmp_path / "stages").exists()
+
+
 @pytest.mark.parametrize("first_stop", [1, 2])
 @pytest.mark.parametrize("second_stop", [1, 2])
 def test_stops_between_renames_lose_nothing(first_stop, second_stop, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def _measure(pipe: Any, scene: Scene, drawn: Rendered, edits: Sequence[Edit]) ->
     before = vocabulary.image_ids(own[0][0], own[1][0], with_tag=False)
     first, stop = vocabulary.level1_range
     device = before.device
-    table = pipe.visual_tokenizer.pixel_quantizer.lookup(torch.arange(stop - first, device=device)).float()
+    table = pipe.visual_tokenizer.pixel_quantizer.vectors().to(device)
     prefix = encode_prefix(pipe, context, encoding, task=EDIT)
     rows, wanted, places, cells = [], [], [], []
     for number, edit in enumerate(edits):

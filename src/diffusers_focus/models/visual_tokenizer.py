@@ -130,6 +130,11 @@ class SimVQ(nn.Module):
         with torch.autocast(self.frozen_codebook.device.type, enabled=False):
             return self._transform(F.embedding(indices, self.frozen_codebook))
 
+    def vectors(self) -> torch.Tensor:
+        """All codes float32 [K, C], in their order; the learned map receives their gradient."""
+        with torch.autocast(self.frozen_codebook.device.type, enabled=False):
+            return self._transform(self.frozen_codebook)
+
     def _transform(self, codes: torch.Tensor) -> torch.Tensor:
         return self.code_transform(codes.to(self.code_transform.weight.dtype)).float()
 

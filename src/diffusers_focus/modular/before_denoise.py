@@ -24,7 +24,7 @@ from ..steps.arguments import (
 from ..steps.cropping import crop_edits
 from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, places_given, told, warn_untrained
 from ..steps.encode import encode_image, single_images
-from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
+from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions, unnested
 from ._step import FocusStep, WithProgress, read, write
 
 _DRAWING = ("generator", "token_guidance_scale", "temperature", "top_k", "top_p")
@@ -76,7 +76,7 @@ class FocusEditInputStep(FocusStep):
             masks_may_be_empty=True,
         )
         once_masks = [one.mask for one in once if one.mask is not None]
-        about = [mask for entry in block_state.masks or () for mask in (entry if isinstance(entry, list) else [entry])]
+        about = unnested(block_state.masks or ())
         if len(about) == len(once):
             once = told(once, about)
         block_state.edits, _ = repeat_edits(once, once_masks, repeats)

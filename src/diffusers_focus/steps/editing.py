@@ -34,7 +34,7 @@ from .arguments import (
 )
 from .composite import grow_mask, latent_masks, needs_box, place_on_grid, relative_radius
 from .encode import Components, FocusImageEncoding, LoadedImages, embed_regions, source_codes, wake
-from .guidance import cell_guide
+from .guidance import cell_guide, guiding
 from .joint_edits import edits_by_picture, joint_codes
 from .pointing import StrokeMasks
 from .sampling import Generators
@@ -451,12 +451,11 @@ def _write_edits(
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[EDIT], height_width=size))] * len(rows)
     else:
         without = [suffix_row(context, context.style.suffix(EDIT, text=text, height_width=size)) for text in negative]
-    about = [mask if prompt.about is None else prompt.about for prompt, mask in zip(prompts, edit_masks)]
-    guide = cell_guide(
-        components,
-        *(latent_masks(encoding, images.tolist(), masks, size).to(own[0].device) for masks in (about, edit_masks)),
-        grammar.pixel_grid,
-    )
+    guide = None
+    if guiding(components) is not None:
+        about = [mask if prompt.about is None else prompt.about for prompt, mask in zip(prompts, edit_masks)]
+        placed = (latent_masks(encoding, images.tolist(), masks, size) for masks in (about, edit_masks))
+        guide = cell_guide(components, *placed, grammar.pixel_grid)
     wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
@@ -511,8 +510,10 @@ def generation_codes(
         without = [suffix_row(context, context.style.suffix(UNCONDITIONAL[GENERATE], **here))] * len(rows)
     else:
         without = [suffix_row(context, context.style.suffix(GENERATE, text=text, **here)) for text in negative]
-    canvas = torch.ones(len(rows), 1, *size)
-    guide = cell_guide(components, canvas, canvas, grammar.pixel_grid)
+    guide = None
+    if guiding(components) is not None:
+        canvas = torch.ones(len(rows), 1, *size)
+        guide = cell_guide(components, canvas, canvas, grammar.pixel_grid)
     wake(components, "language_model")
     prefix = encode_prefix(components, context, None, task=GENERATE)
     drawn = len(grammar.semantic_positions) + len(grammar.pixel_positions)

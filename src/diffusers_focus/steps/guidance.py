@@ -21,18 +21,16 @@ def guiding(components: Any) -> Any | None:
 
 def cell_guide(
     components: Components, objects: torch.Tensor, changes: torch.Tensor, grid: tuple[int, int]
-) -> CellGuide | None:
-    """How the pixel codes of R prompts are guided; None where nothing guides them.
+) -> CellGuide:
+    """How the pixel codes of R prompts are guided, of components that are `guiding`.
 
     Args:
         objects: [R, 1, H, W] in 0..1 on the canvas, what each prompt is about.
         changes: [R, 1, H, W] in 0..1, where its pixels may change.
         grid: of the pixel codes.
     """
-    conditioner = guiding(components)
-    if conditioner is None:
-        return None
     wake(components, "mask_conditioner")
+    conditioner = components.mask_conditioner
     places = conditioner.places(objects, changes, grid)
 
     def guide(states: torch.Tensor, cell: int) -> torch.Tensor:

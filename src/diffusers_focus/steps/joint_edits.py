@@ -43,6 +43,11 @@ def nested(prompts: Sequence[EditPrompt], values: Sequence[T]) -> list[T | list[
     ]
 
 
+def unnested(values: Sequence[Any]) -> list[Any]:
+    """What `nested` was made of: one value an edit."""
+    return [value for entry in values for value in (entry if isinstance(entry, list) else [entry])]
+
+
 def unions(prompts: Sequence[EditPrompt], masks: Sequence[np.ndarray]) -> tuple[list[int], list[np.ndarray]]:
     """Of each picture its image in the encoding, and bool [height, width] where any of its edits may change it."""
     groups = edits_by_picture(prompts)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..processing.grammar import SEMANTIC_MODE, TokenSampling, VisualTokenGrammar, guide_logits
+from ..processing.grammar import TokenSampling, VisualTokenGrammar, guide_logits
 from .encode import Components
 from .guidance import CellGuide
 from .sampling import Generators, draw_ids, is_greedy, nearest_to_mean, uniform_numbers
@@ -159,13 +159,8 @@ def write_codes(
         numbers = uniform_numbers(count, grammar.length, generator).to(device)
     vectors = None
     if sharpness and is_greedy(pixel):
-        quantizer = components.visual_tokenizer.pixel_quantizer
-        vectors = quantizer.lookup(
-            torch.arange(len(quantizer.frozen_codebook), device=quantizer.frozen_codebook.device)
-        )
-        vectors = vectors.to(device)
+        vectors = components.visual_tokenizer.pixel_quantizer.vectors().to(device)
     first, stop = grammar.first.tolist(), grammar.stop.tolist()
-    modes = grammar.modes.tolist()
     cell_of = {position: cell for cell, position in enumerate(grammar.pixel_positions.tolist())}
     needed = torch.ones_like(draw) if prefix.image_starts is None else fed_positions(draw)
     order = needed[:, : drawn_at[-1] + 1].any(dim=0).nonzero()[:, 0]  # what is read, and the last one drawn
@@ -185,16 +180,16 @@ def write_codes(
             embeds = table(line[:, fed:index]).repeat(branches, 1, 1)
             hidden = feed(components, embeds, cache, None if same else new[:, fed:index], places[:, fed:index])
         fed = index
-        state = hidden[:, -1]
-        if guide is not None and position in cell_of:
-            state = guide(state, cell_of[position])
+        state, cell = hidden[:, -1], cell_of.get(position)  # of semantic codes None
+        if guide is not None and cell is not None:
+            state = guide(state, cell)
         logits = head_rows(head, state, first[position], stop[position])
         if guided:
             logits = guide_logits(logits[:count], logits[count:], guidance_scale)
-        if vectors is not None and modes[position] != SEMANTIC_MODE:
+        if vectors is not None and cell is not None:
             drawn = nearest_to_mean(logits, vectors, sharpness) + first[position]
         else:
-            sampling = semantic if modes[position] == SEMANTIC_MODE else pixel
+            sampling = semantic if cell is None else pixel
             drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
         line[:, index] = torch.where(draw[:, position], drawn, line[:, index])
         if on_token is not None and not on_token():

@@ -32,8 +32,9 @@ class CodeTerms(PromptReader):
 
     def _codes(self, batch: LanguageBatch, encoding: FocusImageEncoding, prefix, terms, figures) -> None:
         semantic, pixel = (codes.cpu() for codes in self._all_codes(batch, encoding))
-        grids = semantic.shape[-2:], pixel.shape[-2:]
+        grids = tuple(semantic.shape[-2:]), tuple(pixel.shape[-2:])
         vocabulary = self.context.vocabulary
+        grammar = VisualTokenGrammar(vocabulary, *grids)
         edits = [p for p in batch.codes if p.image >= 0]
         texts = [p for p in batch.codes if p.image < 0]
         means: list[torch.Tensor] = []
@@ -75,16 +76,15 @@ class CodeTerms(PromptReader):
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )
-                hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grids, batch.target_pixels)
+                hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grammar, batch.target_pixels)
                 wanted = suffixes.labels[:, 1:]
                 here = wanted >= 0
                 logits, wanted = self._logits(hidden[:, :-1][here]), wanted[here]
                 entropy, right = self._judged(logits, wanted)
-                if prompts is edits:
+                if prompts is edits and self.recipe.options.get("vectors"):
                     missed = self._missed(logits, wanted)
                     figures.add("edit_distance", missed.sum().item(), len(missed))
-                    if self.recipe.options.get("vectors"):
-                        terms.add("vectors", self.recipe.options["vectors"] * missed)
+                    terms.add("vectors", self.recipe.options["vectors"] * missed)
                 theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
                 theirs = [w.to(entropy.device) for w in theirs]
@@ -99,10 +99,8 @@ class CodeTerms(PromptReader):
 
     def _missed(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Squared distance [m] of the mean of the vectors that could be written from the one wanted, of the pixel codes among n."""
-        quantizer = self.components.visual_tokenizer.pixel_quantizer
         first, stop = self.context.vocabulary.level1_range
-        with torch.no_grad():
-            vectors = quantizer.lookup(torch.arange(stop - first, device=logits.device)).float()
+        vectors = self.components.visual_tokenizer.pixel_quantizer.vectors().detach().to(logits.device)
         pixel = (wanted >= first) & (wanted < stop)
         mean = logits[pixel, first:stop].softmax(-1) @ vectors
         return (mean - vectors[wanted[pixel] - first]).square().sum(-1)
@@ -112,17 +110,15 @@ class CodeTerms(PromptReader):
         hidden: torch.Tensor,
         suffixes: SuffixBatch,
         prompts: Sequence[CodePrompt],
-        grids: tuple[Sequence[int], Sequence[int]],
+        grammar: VisualTokenGrammar,
         pictures: torch.Tensor,
     ) -> torch.Tensor:
         """Hidden states [R, L, H] with those that pixel codes are read from guided by where their cells lie."""
         conditioner = guiding(self.components)
         if conditioner is None:
             return hidden
-        (rows_s, columns_s), (rows_p, columns_p) = grids
-        grammar = VisualTokenGrammar(self.context.vocabulary, (rows_s, columns_s), (rows_p, columns_p))
         cell_of = torch.full((grammar.length,), -1)
-        cell_of[grammar.pixel_positions] = torch.arange(rows_p * columns_p)
+        cell_of[grammar.pixel_positions] = torch.arange(len(grammar.pixel_positions))
         rows, columns, cells = [], [], []
         for row, span in enumerate(suffixes.codes):
             assert span is not None
@@ -135,7 +131,7 @@ class CodeTerms(PromptReader):
         canvas = torch.ones(1, 1, *pictures.shape[-2:], device=hidden.device)
         changes = [canvas if p.change is None else p.change.to(canvas) for p in prompts]
         about = [change if p.about is None else p.about.to(canvas) for p, change in zip(prompts, changes, strict=True)]
-        places = conditioner.places(torch.cat(about), torch.cat(changes), (rows_p, columns_p))
+        places = conditioner.places(torch.cat(about), torch.cat(changes), grammar.pixel_grid)
         guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
         return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
 

@@ -64,8 +64,8 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_component(name: str, variant: str = "focus-tiny", *, seed: int = 0) -> Any:
-    """A component with fresh weights; the same `seed` gives the same weights.
+def build_component(name: str, variant: str = "focus-tiny", *, seed: int = 0, **changes: Any) -> Any:
+    """A component with fresh weights; the same `seed` gives the same weights. `changes` are numbers other than the variant's.
 
     Raises:
         ValueError: an unknown component or variant; or the tokenizer of a variant whose text tokens are not ours to make.
@@ -80,7 +80,7 @@ def build_component(name: str, variant: str = "focus-tiny", *, seed: int = 0) ->
                 f"the tokenizer of {variant} comes with the source checkpoint; put it into components/lm_tokenizer"
             )
         return tiny_tokenizer()
-    config = VARIANTS[variant][name]
+    config = {**VARIANTS[variant][name], **changes}
     torch.manual_seed(seed)
     if name == "language_model":
         return Qwen2ForCausalLM(Qwen2Config(**config))

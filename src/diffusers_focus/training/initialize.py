@@ -73,7 +73,7 @@ def initialize_code_rows(
     )
     with torch.no_grad():
         for quantizer, (first, stop) in levels:
-            codes = quantizer.lookup(torch.arange(len(quantizer.frozen_codebook), device=table.device)).float()
+            codes = quantizer.vectors().to(table.device)
             values = torch.cat([codes, codes.square().sum(1, keepdim=True)], dim=1)
             values = (values - values.mean(0)) / values.std(0).clamp(min=1e-6)
             mix = torch.randn(values.shape[1], table.shape[1], generator=generator).to(table.device)

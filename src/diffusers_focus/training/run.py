@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..sharing.files import replace_text
+from ..steps.fit import check_fit
 from .components import load_components, save_component
 from .stages import NEEDS, STAGES, build_objective, get_stage
 from .trainer import StageRecipe, Trainer, share_of
@@ -89,7 +90,7 @@ def run_stage(
         Whether the stage is complete. Only then its components replace those in the folder.
 
     Raises:
-        ValueError: unknown stage or override, or a checkpoint that does not fit.
+        ValueError: unknown stage or override, a checkpoint that does not fit, or components that were not made for each other.
     """
     recipe = with_overrides(get_stage(stage), overrides)
     if "data" in recipe.options and recipe.objective != "language":
@@ -103,6 +104,7 @@ def run_stage(
     if resume and _is_complete(root / "stages" / stage / "recipe.json", recipe.steps):
         return True  # its components may have been trained further since; the old checkpoint must not replace them
     components = load_components(root, NEEDS[recipe.objective], variant, seed=recipe.seed)
+    check_fit(components)
     torch.manual_seed(recipe.seed)
     objective = build_objective(share_of(recipe), components, root)
     folder = root / "stages" / stage
