@@ -112,7 +112,7 @@ def killed_ten_times(folder: Path, train: Callable[[Path], None], wait: Callable
 
 
 def test_a_run_that_is_killed_ten_times_goes_on_to_the_identical_losses(tmp_path):
-    recipe = replace(RECIPE, steps=40, save_every_minutes=0.0)  # a checkpoint after every step: most kills meet one
+    recipe = replace(RECIPE, steps=200, save_every_minutes=0.0)  # a checkpoint after every step: most kills meet one
     rng, weights = random.Random(5), {}
 
     def train(folder: Path) -> None:
