@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
-from diffusers_focus.processing.prompts import CLASS, INTERACTIVE, REFERRING
+from diffusers_focus.processing.prompts import CLASS, EDIT, INTERACTIVE, REFERRING
 from diffusers_focus.steps.pointing import StrokeMasks
 from diffusers_focus.steps.segment import (
     MaskPrompt,
@@ -50,6 +51,28 @@ def test_objects_come_best_first_with_names_from_left_to_right():
 def test_of_two_masks_of_one_object_the_better_stays():
     found = select(reading("a, b", [[0.8], [0.9], [0.7]], [(0, 0, 8, 8), (0, 0, 8, 7), (9, 9, 14, 14)]))
     np.testing.assert_allclose(found.scores, [0.9, 0.7], atol=1e-6)
+
+
+def test_outlines_follow_the_image_where_a_checkpoint_wants_it():
+    read = reading("a", [[0.9]], [(3, 3, 9, 9)])
+    colours = np.zeros((16, 16, 3), np.uint8)
+    colours[3:8, 3:9] = 255  # the object is a row less than the mask decoder says
+    plain, refined = (select(read, mask_refinement=reach, image=Image.fromarray(colours)) for reach in (0.0, 1.5))
+    assert plain.masks[0].sum() == 36
+    assert np.array_equal(refined.masks[0], colours[..., 0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "stays"), [("make the square red", True), ("replace the square with a star", False)]
+)
+def test_an_edit_mask_follows_the_image_where_the_outline_stays(instruction, stays):
+    read = reading("a", [[0.9]], [(3, 3, 9, 9)])
+    read.edit_logits = read.mask_logits
+    colours = np.zeros((16, 16, 3), np.uint8)
+    colours[3:8, 3:9] = 255
+    found = select(read, MaskPrompt(0, EDIT, instruction), mask_refinement=1.5, image=Image.fromarray(colours))
+    assert np.array_equal(found.masks[0], colours[..., 0] > 0)
+    assert found.edit_mask.sum() == (30 if stays else 36)
 
 
 def test_nothing_is_found_where_the_model_wrote_nothing():

@@ -52,6 +52,7 @@ class _Sample:
         meant: which of them; for a list of names all that have one.
         labels: of each object, where names are asked for.
         reading: of this prompt alone, mask logits as eighths in int8.
+        image: which it is about.
     """
 
     prompt: MaskPrompt
@@ -61,6 +62,7 @@ class _Sample:
     labels: list[str] = field(default_factory=list)
     reading: MaskReading | None = None
     placement: Any = None
+    image: Any = None
 
     @property
     def kind(self) -> str:
@@ -155,6 +157,7 @@ def _read(pipe: Any, scenes: Sequence[Scene], drawn: Sequence[Rendered]) -> list
         for name in ("mask_logits", "edit_logits"):  # an eighth is fine enough, and a quarter of the memory
             fields[name] = (fields[name] * 8).clamp(-127, 127).to(torch.int8)
         sample.reading, sample.placement = MaskReading(**fields), encoding.inputs.placements[sample.prompt.image]
+        sample.image = encoding.images[sample.prompt.image]
     return samples
 
 
@@ -166,7 +169,7 @@ def _select(pipe: Any, sample: _Sample, maps: Mapping[str, Any]) -> FoundObjects
     everything = {"score_threshold": 0.0, "fallback_threshold": 0.0, "presence_threshold": 1e-9}
     return select_objects(
         reading, 0, sample.prompt, pipe.image_processor, sample.placement, calibration=maps,
-        duplicate_iou=pipe.config.duplicate_iou, **everything,
+        duplicate_iou=pipe.config.duplicate_iou, mask_refinement=pipe.config.mask_refinement, image=sample.image, **everything,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ _SELECTING = (
     "duplicate_iou",
     "presence_threshold",
     "calibration",
+    "mask_refinement",
     "classes_trained",
 )
 _FOUND = ("masks", "scores", "labels", "text", "instance_embeds", "presence", "qualities")

@@ -91,6 +91,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         duplicate_iou: float = 0.7,
         presence_threshold: float = 0.0,
         calibration: dict | None = None,
+        mask_refinement: float = 0.0,
         mask_dilation: float = 0.02,
         mask_feather: float = 0.02,
         masks_trained: bool = True,
@@ -138,6 +139,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             duplicate_iou=duplicate_iou,
             presence_threshold=presence_threshold,
             calibration=calibration,
+            mask_refinement=mask_refinement,
             mask_dilation=mask_dilation,
             mask_feather=mask_feather,
             masks_trained=masks_trained,
@@ -182,6 +184,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
             `steps.segment.select_objects`.
         calibration: the maps that make scores, qualities and presence probabilities, see `steps.confidence`; written by
             `diffusers-focus calibrate`. None is plain sigmoids.
+        mask_refinement: how far outlines look for the image's own edges, in cells of the mask decoder's grid (four pixels of the
+            canvas; see `processing.outlines`). 0 leaves them as the mask decoder draws them, as the paper does.
         mask_dilation: growth of a referred mask into an edit mask, as a share of the image's shorter side; the model's own edit
             masks grow by twice that where an instruction asks for another outline, else not.
         mask_feather: reach of the soft edge of an edit, likewise.

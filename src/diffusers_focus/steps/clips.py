@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from ..processing.clips import ClipFrames
+from ..processing.outlines import outline_masks
 from ..processing.prompts import CLASS, REFERRING
 from ..processing.regions import Mask, Region
 from .arguments import as_list, check_text, pointed_regions
@@ -139,17 +140,17 @@ def follow_clip(
         return ClipTracker(components, settings, request.queries, max_new_tokens=max_new_tokens)
 
     if request.queries:
-        return _ask_frames(components, clip, encode, tracker())
+        return _ask_frames(components, settings, clip, encode, tracker())
     if request.last_frame and not clip.repeatable:
         raise ValueError(
             f"A region on frame {request.last_frame} needs the clip backwards too, which a stream of frames cannot do. Pass a "
             "list, an array, a folder or a file, or a region on frame 0."
         )
-    return _follow_regions(components, clip, request, encode, tracker)
+    return _follow_regions(components, settings, clip, request, encode, tracker)
 
 
 def _ask_frames(
-    components: Components, clip: ClipFrames, encode: Any, tracker: ClipTracker
+    components: Components, settings: Settings, clip: ClipFrames, encode: Any, tracker: ClipTracker
 ) -> Iterator[FocusClipFrame]:
     """Expressions (an object each) or a list of classes (an object for each that appears)."""
     by_class = tracker.queries[0].task == CLASS
@@ -165,11 +166,11 @@ def _ask_frames(
         else:
             numbers = [sight.track.query + 1 for sight in sights]
             labels = [str(tracker.queries[sight.track.query].text) for sight in sights]
-        yield _frame(components, encoding, index, image, sights, numbers, labels, apart=by_class)
+        yield _frame(components, settings, encoding, index, image, sights, numbers, labels, apart=by_class)
 
 
 def _follow_regions(
-    components: Components, clip: ClipFrames, request: ClipRequest, encode: Any, make: Any
+    components: Components, settings: Settings, clip: ClipFrames, request: ClipRequest, encode: Any, make: Any
 ) -> Iterator[FocusClipFrame]:
     earlier: dict[int, list[_Kept]] = {}
     last = request.last_frame
@@ -179,7 +180,7 @@ def _follow_regions(
             encoding = encode(image)
             sights = tracker.step(encoding)
             if sights:
-                frame = _frame(components, encoding, index, image, sights, *_names(sights))
+                frame = _frame(components, settings, encoding, index, image, sights, *_names(sights))
                 earlier[index] = [_Kept.of(frame, place) for place in range(len(frame.numbers))]
             _point(tracker, encoding, request.regions.get(index, ()))
             del encoding
@@ -196,7 +197,7 @@ def _follow_regions(
             size = (image.height, image.width)
             frame = FocusClipFrame(index, image, np.zeros((0, *size), dtype=bool))
         else:
-            frame = _frame(components, encoding, index, image, sights, *_names(sights))
+            frame = _frame(components, settings, encoding, index, image, sights, *_names(sights))
         yield _with(frame, earlier.pop(index, ()))
     if index < last:
         raise ValueError(f"A region is on frame {last}, but the clip has the frames 0 to {index}.")
@@ -220,6 +221,7 @@ def _names(sights: Sequence[Sight]) -> tuple[list[int], list[str]]:
 
 def _frame(
     components: Components,
+    settings: Settings,
     encoding: FocusImageEncoding,
     index: int,
     image: Image.Image,
@@ -235,7 +237,9 @@ def _frame(
     if not sights:
         return FocusClipFrame(index, image, np.zeros((0, image.height, image.width), dtype=bool))
     logits = torch.stack([sight.logits for sight in sights]).float()
-    soft = components.image_processor.restore_mask(logits, encoding.inputs.placements[0])
+    soft = outline_masks(
+        components.image_processor, logits, encoding.inputs.placements[0], image, settings.mask_refinement
+    )
     masks = soft > 0
     for place, sight in enumerate(sights):
         if sight.mask is not None:

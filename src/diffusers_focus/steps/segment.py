@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..models.mask_decoder import FocusMaskOutput
 from ..processing.images import FocusImageProcessor, Placement
-from ..processing.prompts import CLASS, INTERACTIVE, REFERRING
+from ..processing.outlines import outline_masks
+from ..processing.prompts import CLASS, EDIT, INTERACTIVE, REFERRING
 from .arguments import check_count, check_numbers
+from .composite import needs_box
 from .confidence import Confidence, kind_of, probability, something_logits
-from .encode import Components, FocusImageEncoding, embed_regions, mask_pixels, wake
+from .encode import Components, FocusImageEncoding, embed_regions, mask_pixels, own_images, wake
 from .pointing import StrokeMasks, holding, own_part, stroked_object
 from .sequence import FocusContext, batch_rows, condition_states, encode_prefix, extend, run_suffixes, suffix_row
 from .settings import Settings
@@ -214,6 +217,8 @@ def select_objects(
     duplicate_iou: float = 0.7,
     presence_threshold: float = 0.0,
     calibration: Mapping[str, Any] | None = None,
+    mask_refinement: float = 0.0,
+    image: Image.Image | None = None,
 ) -> FoundObjects:
     """The objects among one prompt's proposals.
 
@@ -223,7 +228,8 @@ def select_objects(
     decides in place of the word. For a list of classes, and where no name was written, every proposal above `score_threshold`
     counts. What was pointed at by regions alone is something that lies there: of the proposals only those that hold the
     regions count, and the best of them always does. Several strokes about one object have one result. Of proposals that
-    overlap by more than `duplicate_iou` the better one stays.
+    overlap by more than `duplicate_iou` the better one stays. With an `image` (RGB, as the user gave it) and a `mask_refinement`
+    above 0 the outlines follow its edges (`outline_masks`), those of edit masks where the object keeps its outline.
     """
     sure = Confidence.of(calibration, kind_of(prompt.task))
     names = _names(reading.text[row]) if prompt.task != CLASS else []
@@ -268,10 +274,12 @@ def select_objects(
             qualities=np.zeros(0, np.float32),
             proposals=np.zeros(0, np.int64),
         )
-    masks = processor.restore_mask(mask_logits[order].float(), placement) > 0
+    masks = outline_masks(processor, mask_logits[order].float(), placement, image, mask_refinement) > 0
     seen = masks.flatten(1).any(dim=1)
     masks, order, scores = masks[seen], order[seen], scores[seen]
-    edits = processor.restore_mask(reading.edit_logits[row, order].float(), placement) > 0
+    stays = prompt.task == EDIT and not needs_box(str(prompt.text))  # another outline is not in the image yet
+    edit_logits = reading.edit_logits[row, order].float()
+    edits = outline_masks(processor, edit_logits, placement, image if stays else None, mask_refinement) > 0
     found = masks.cpu().numpy()
     if prompt.task == CLASS:
         assert prompt.text is not None
@@ -357,8 +365,13 @@ def segment_prompts(
         owners += [row] * len(parts)
     reading = read_masks(components, encoding, asked, max_new_tokens=max_new_tokens)
     placements = encoding.inputs.placements
+    pictures = own_images(components, encoding) if selection.get("mask_refinement") else (None,) * len(encoding)
     found = [
-        select_objects(reading, i, one, components.image_processor, placements[one.image], **selection)
+        select_objects(
+            *(reading, i, one, components.image_processor, placements[one.image]),
+            image=pictures[one.image],
+            **selection,
+        )
         for i, one in enumerate(asked)
     ]
     results = []
@@ -448,6 +461,7 @@ def find_objects(
         presence_threshold=settings.presence_threshold,
         classes_trained=settings.classes_trained,
         calibration=settings.calibration,
+        mask_refinement=settings.mask_refinement,
     )
 
 

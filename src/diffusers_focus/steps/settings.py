@@ -18,6 +18,7 @@ class Settings(Protocol):
     duplicate_iou: float
     presence_threshold: float
     calibration: dict[str, Any] | None
+    mask_refinement: float
     mask_dilation: float
     mask_feather: float
     masks_trained: bool
@@ -64,6 +65,10 @@ SETTINGS: dict[str, Setting] = {
     "calibration": Setting(
         None,
         "The maps from logits to scores, qualities and presence, from `diffusers-focus calibrate`; None is plain sigmoids.",
+    ),
+    "mask_refinement": Setting(
+        0.0,
+        "Reach of the outlines' search for the image's edges, in cells of the mask decoder's grid; 0 leaves them as they are.",
     ),
     "mask_dilation": Setting(0.02, "Growth of a referred mask into an edit mask, as a share of the shorter side."),
     "mask_feather": Setting(0.02, "Reach of the soft edge of an edit, likewise."),

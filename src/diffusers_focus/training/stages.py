@@ -73,17 +73,6 @@ GUIDED = {
     "edit_masks": 1,
     "wordings": 2,
 }
-# Prompts of every kind, for the outlines of what they find.
-OUTLINES = {
-    **SEEING,
-    "regions": 6,
-    "questions": 0,
-    "referring": 2,
-    "generalized": 1,
-    "edit_masks": 2,
-    "twins": 0.25,
-    "name_noise": 0.25,
-}
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
@@ -254,18 +243,6 @@ STAGES: dict[str, StageRecipe] = {
             warmup_steps=30,
             seed=71,
             options={"mixture": GUIDED, "masks_every": 3, "vectors": 2.0},
-        ),
-        StageRecipe(
-            name="3-outlines",
-            objective="language",
-            # Not the slots: they are words of the language model, which stands still.
-            groups=(ParameterGroup("mask_decoder", 6e-4, exclude=("slots", "instance_head")),),
-            steps=800,
-            batch_size=8,
-            decay_fraction=0.6,
-            warmup_steps=30,
-            seed=73,
-            options={"mixture": OUTLINES},
         ),
         StageRecipe(
             name="3-identities",
