@@ -129,7 +129,8 @@ def publish(
         default_token_guidance_scale=1.0,
         default_temperature=0.0,
         default_top_k=0,
-        pixel_code_sharpness=2.0,
+        kept_outline_token_guidance_scale=1.5,
+        pixel_code_sharpness=1.5,
         mask_refinement=1.5,
     )
     pipeline.to(torch.float16)

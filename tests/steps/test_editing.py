@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
 from diffusers_focus.processing.prompts import EDIT, INTERACTIVE, REFERRING
 from diffusers_focus.steps import composite
-from diffusers_focus.steps.editing import EditPrompt, edit_codes, edit_place
+from diffusers_focus.steps.editing import EditPrompt, drawing, edit_codes, edit_place
 from diffusers_focus.steps.encode import source_codes
 from diffusers_focus.steps.sampling import GREEDY
 from diffusers_focus.steps.segment import FoundObjects
@@ -153,3 +155,32 @@ def test_guided_edits_are_the_same_alone_and_together():
     for i in (0, 1):
         alone = edit_codes(pipe, encoding, [prompts[i]], [places[i]], **options)
         assert all(torch.equal(both[i], one[0]) for both, one in zip(together, alone))
+
+
+@torch.no_grad()
+def test_edits_that_keep_an_outline_may_be_guided_otherwise():
+    pipe = shared_pipeline()
+    encoding = pipe.encode_image([picture(), picture(3)])
+    masks = [disk_mask(), disk_mask()]
+    prompts = [
+        EditPrompt(0, "make the disk red", mask=masks[0]),
+        EditPrompt(1, "replace it with a star", mask=masks[1]),
+    ]
+
+    def codes(**options) -> list[list[int]]:
+        _, pixel = edit_codes(pipe, encoding, prompts, masks, semantic=GREEDY, pixel=GREEDY, **options)
+        return pixel.flatten(1).tolist()
+
+    plain, guided = codes(), codes(guidance_scale=4.0)
+    assert plain[0] != guided[0] and plain[1] != guided[1]
+    assert codes(kept_guidance_scale=4.0) == [guided[0], plain[1]]
+
+
+def test_a_guidance_that_is_asked_for_is_that_of_all_edits():
+    settings = shared_pipeline().config
+    assert drawing(settings, edits=True)["kept_guidance_scale"] is None and "kept_guidance_scale" not in drawing(
+        settings
+    )
+    wanting = SimpleNamespace(**{**settings, "kept_outline_token_guidance_scale": 1.5})
+    assert drawing(wanting, edits=True)["kept_guidance_scale"] == 1.5
+    assert drawing(wanting, edits=True, token_guidance_scale=3.0)["kept_guidance_scale"] is None

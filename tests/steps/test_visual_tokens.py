@@ -61,6 +61,23 @@ def test_greedy_blocks_are_the_likeliest_at_every_position(parts, guidance):
         assert block.tolist() == allowed.argmax(-1).tolist()
 
 
+def test_each_row_may_have_a_guidance_of_its_own(parts):
+    """The power of the least expected error is divided by it."""
+    options = {"semantic": GREEDY, "pixel": GREEDY, "sharpness": 1.4}
+    _, both = write(parts, parts[2], guidance_scale=[1.0, 2.0], **options)
+    _, plain = write(parts, parts[2], **options)
+    _, guided = write(parts, parts[2], guidance_scale=2.0, **options)
+    assert both.tolist() == [plain[0].tolist(), guided[1].tolist()]
+    assert plain[1].tolist() != guided[1].tolist()
+    vectors = parts[0].visual_tokenizer.pixel_quantizer.vectors()
+    first, stop = parts[1].vocabulary.level1_range
+    block = guided[1]
+    logits = guide_logits(whole_logits(parts, parts[2][1], block), whole_logits(parts, parts[3], block), 2.0)
+    pixels = (block >= first) & (block < stop)
+    mean = (0.7 * logits[pixels, first:stop]).softmax(-1) @ vectors
+    assert (block[pixels] - first).tolist() == torch.cdist(mean, vectors).argmin(-1).tolist()
+
+
 def test_pixel_codes_may_be_those_of_the_least_expected_error(parts):
     """Codes of both levels are the likeliest where the odds are sharp; otherwise pixel codes are nearest to the mean of all."""
     quantizer = parts[0].visual_tokenizer.pixel_quantizer

@@ -136,13 +136,13 @@ class FocusEditTokensStep(WithProgress, FocusStep):
     about = "Writes the visual tokens of edited images; outside the edit masks they are the images' own."
     parts = ("vision_encoder", *_WRITING)
     may_lack = ("mask_conditioner",)
-    settings = _DRAWING_SETTINGS
+    settings = (*_DRAWING_SETTINGS, "kept_outline_token_guidance_scale")
     reads = (read("image_encoding", required=True), read("edits", required=True), *(read(name) for name in _DRAWING))
     writes = (write("token_map"),)
 
     def run(self, components: Any, block_state: Any) -> None:
         """Write the tokens."""
-        options = _drawing(self, components, block_state, len(edits_by_picture(block_state.edits)))
+        options = _drawing(self, components, block_state, len(edits_by_picture(block_state.edits)), edits=True)
         masks = [one.mask for one in block_state.edits]
         codes = edit_codes(components, block_state.image_encoding, block_state.edits, masks, **options)
         block_state.token_map = denoise.token_map(components, *codes).to(components._execution_device)
@@ -177,10 +177,13 @@ class FocusGenerateTokensStep(WithProgress, FocusStep):
         block_state.token_resolution = size
 
 
-def _drawing(block: WithProgress, components: Any, block_state: Any, results: int) -> dict[str, Any]:
+def _drawing(
+    block: WithProgress, components: Any, block_state: Any, results: int, *, edits: bool = False
+) -> dict[str, Any]:
     warn_untrained(components.config)
     options = drawing(
         components.config,
+        edits=edits,
         token_guidance_scale=block_state.token_guidance_scale,
         temperature=block_state.temperature,
         top_k=block_state.top_k,

@@ -240,7 +240,12 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         self._interrupt = False
         device = self._execution_device
         options = drawing(
-            config, token_guidance_scale=token_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+            config,
+            edits=image is not None,
+            token_guidance_scale=token_guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
         )
         options["start_tokens"] = self._token_bar
         encoding, found, images, edit_masks, whole = None, None, [], [], None

@@ -105,6 +105,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 2.0,
         default_token_guidance_scale: float = 2.0,
+        kept_outline_token_guidance_scale: float | None = None,
         default_temperature: float = 1.0,
         default_top_k: int = 2048,
         default_top_p: float = 1.0,
@@ -153,6 +154,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
             default_token_guidance_scale=default_token_guidance_scale,
+            kept_outline_token_guidance_scale=kept_outline_token_guidance_scale,
             default_temperature=default_temperature,
             default_top_k=default_top_k,
             default_top_p=default_top_p,
@@ -202,6 +204,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         num_text_tokens: zero rows in front of the UNet's sequence, where SDXL has its text.
         default_num_inference_steps, default_guidance_scale: what a call uses unless it says otherwise.
         default_token_guidance_scale, default_temperature, default_top_k, default_top_p: the same for drawing visual tokens.
+        kept_outline_token_guidance_scale: the same for edits after which an object has the outline it had (anything but replacing,
+            reshaping and resizing); None takes `default_token_guidance_scale`.
         pixel_code_sharpness: above 0, pixel tokens at temperature 0 are those nearest to the mean of what could be written, whose
             odds are raised to this power first; 0 takes the likeliest.
     """

@@ -174,21 +174,22 @@ class TokenSampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}. 1.0 keeps all ids.")
 
 
-def guide_logits(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+def guide_logits(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance on log probabilities: scale * (cond - uncond) + uncond.
 
     Args:
         cond, uncond: logits [..., vocab] of the same shape.
-        scale: 1.0 gives the log probabilities of `cond`.
+        scale: 1.0 gives the log probabilities of `cond`; a tensor that broadcasts has one a row.
 
     The normalisers shift a whole row, so guiding only the slice of ids that will be sampled from gives the same
     distribution as guiding the whole vocabulary.
     """
     cond = torch.log_softmax(cond.float(), dim=-1)
-    if scale == 1.0:
+    if not isinstance(scale, torch.Tensor) and scale == 1.0:
         return cond
     uncond = torch.log_softmax(uncond.float(), dim=-1)
-    return scale * (cond - uncond) + uncond
+    guided = scale * (cond - uncond) + uncond
+    return torch.where(scale == 1.0, cond, guided) if isinstance(scale, torch.Tensor) else guided
 
 
 def filter_logits(

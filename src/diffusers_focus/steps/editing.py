@@ -325,23 +325,28 @@ def told(prompts: Sequence[EditPrompt], masks: Sequence[np.ndarray]) -> list[Edi
 def drawing(
     settings: Settings,
     *,
+    edits: bool = False,
     token_guidance_scale: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> dict[str, Any]:
-    """How visual tokens are drawn, as arguments of `edit_codes` and `generation_codes`; None takes the pipeline's own."""
+    """How visual tokens are drawn, as arguments of `generation_codes` or (`edits`) `edit_codes`; None takes the pipeline's own."""
     check_numbers(token_guidance_scale=token_guidance_scale)
     temperature = settings.default_temperature if temperature is None else temperature
     top_k = settings.default_top_k if top_k is None else top_k
     top_p = settings.default_top_p if top_p is None else top_p
     scale = settings.default_token_guidance_scale if token_guidance_scale is None else token_guidance_scale
-    return {
+    options: dict[str, Any] = {
         "guidance_scale": scale,
         "semantic": token_sampling(temperature, top_k, top_p),
         "pixel": token_sampling(temperature, 3 * top_k, top_p),
         "sharpness": settings.pixel_code_sharpness,
     }
+    if edits:
+        own = token_guidance_scale is None
+        options["kept_guidance_scale"] = settings.kept_outline_token_guidance_scale if own else None
+    return options
 
 
 def warn_untrained(settings: Settings) -> None:
@@ -378,6 +383,7 @@ def edit_codes(
     *,
     negative: Sequence[str] | None = None,
     guidance_scale: float = 1.0,
+    kept_guidance_scale: float | None = None,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
     sharpness: float = 0.0,
@@ -391,6 +397,7 @@ def edit_codes(
         edit_masks: bool [height, width] of each edit; cells they touch are drawn, the others keep the source's codes.
         negative: from `negative_prompts`, one a picture.
         guidance_scale, semantic, pixel, sharpness: see `write_codes`.
+        kept_guidance_scale: in place of `guidance_scale` for edits that leave an object's outline as it is.
         generator: likewise; a list has one a picture.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
@@ -398,6 +405,7 @@ def edit_codes(
         _write_edits,
         components,
         guidance_scale=guidance_scale,
+        kept_guidance_scale=kept_guidance_scale,
         semantic=semantic,
         pixel=pixel,
         sharpness=sharpness,
@@ -416,6 +424,7 @@ def _write_edits(
     *,
     negative: Sequence[str] | None,
     guidance_scale: float,
+    kept_guidance_scale: float | None,
     semantic: TokenSampling,
     pixel: TokenSampling,
     sharpness: float,
@@ -456,6 +465,8 @@ def _write_edits(
         about = [mask if prompt.about is None else prompt.about for prompt, mask in zip(prompts, edit_masks)]
         placed = (latent_masks(encoding, images.tolist(), masks, size) for masks in (about, edit_masks))
         guide = cell_guide(components, *placed, grammar.pixel_grid)
+    kept = guidance_scale if kept_guidance_scale is None else kept_guidance_scale
+    scales = [guidance_scale if needs_box(prompt.instruction) else kept for prompt in prompts]
     wake(components, "language_model")
     prefix = encode_prefix(components, context, encoding, task=EDIT)
     ids = write_codes(
@@ -465,7 +476,7 @@ def _write_edits(
         images.tolist(),
         grammar,
         unconditional=without,
-        guidance_scale=guidance_scale,
+        guidance_scale=scales,
         semantic=semantic,
         pixel=pixel,
         sharpness=sharpness,

@@ -35,13 +35,14 @@ def is_greedy(sampling: TokenSampling) -> bool:
     return sampling.top_k == 1
 
 
-def nearest_to_mean(logits: torch.Tensor, vectors: torch.Tensor, sharpness: float) -> torch.Tensor:
+def nearest_to_mean(logits: torch.Tensor, vectors: torch.Tensor, sharpness: float | torch.Tensor) -> torch.Tensor:
     """The id of each row whose vector has the least expected squared distance from what could be written.
 
     Args:
         logits: [R, codes].
         vectors: float32 [codes, C], what the codes stand for.
-        sharpness: power that the odds are raised to before their mean is taken; the larger, the nearer to the likeliest id.
+        sharpness: power that the odds are raised to before their mean is taken; the larger, the nearer to the likeliest id;
+            [R, 1] has one a row.
 
     Returns:
         int64 [R]. Minimum Bayes risk decoding, with the squared distance of code vectors as its loss.

@@ -32,6 +32,7 @@ class Settings(Protocol):
     default_num_inference_steps: int
     default_guidance_scale: float
     default_token_guidance_scale: float
+    kept_outline_token_guidance_scale: float | None
     default_temperature: float
     default_top_k: int
     default_top_p: float
@@ -89,6 +90,9 @@ SETTINGS: dict[str, Setting] = {
     "default_guidance_scale": Setting(2.0, "Guidance over the visual tokens, likewise."),
     "default_token_guidance_scale": Setting(
         2.0, "Guidance of the language model when it writes visual tokens, likewise."
+    ),
+    "kept_outline_token_guidance_scale": Setting(
+        None, "The same for edits after which an object has the outline it had; None takes the other."
     ),
     "default_temperature": Setting(1.0, "Temperature of visual tokens, likewise."),
     "default_top_k": Setting(2048, "Semantic tokens to draw from, likewise; pixel tokens get three times as many."),

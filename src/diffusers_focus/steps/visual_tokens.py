@@ -103,7 +103,7 @@ def write_codes(
     grammar: VisualTokenGrammar,
     *,
     unconditional: Sequence[PromptRow] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Sequence[float] = 1.0,
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
     sharpness: float = 0.0,
@@ -121,9 +121,10 @@ def write_codes(
         prompt_index: row of the prefix for each suffix.
         grammar: the block; one grid for the whole batch.
         unconditional: R suffixes of the unconditional branch; needed where `guidance_scale` is not 1.
-        guidance_scale: scale * (log p_cond - log p_uncond) + log p_uncond.
+        guidance_scale: scale * (log p_cond - log p_uncond) + log p_uncond; a list has one for each suffix.
         semantic, pixel: how ids of each level are drawn.
-        sharpness: above 0, greedy pixel codes are those nearest to the mean of what could be written (`nearest_to_mean`).
+        sharpness: above 0, greedy pixel codes are those nearest to the mean of what could be written (`nearest_to_mean`). Guidance
+            raises odds as well, so the power is this over its scale.
         template: from `block_template`; by default every cell is drawn.
         region_tokens: [regions, H] of `rows`, in their order.
         guide: from `cell_guide`; the states that pixel codes are read from go through it.
@@ -136,7 +137,8 @@ def write_codes(
     Raises:
         ValueError: guidance without unconditional prompts.
     """
-    guided = guidance_scale != 1.0
+    scales = torch.tensor(guidance_scale, dtype=torch.float32).reshape(-1, 1).expand(len(rows), 1)
+    guided = bool((scales != 1.0).any())
     if guided and (unconditional is None or len(unconditional) != len(rows)):
         raise ValueError(
             f"guidance_scale={guidance_scale} needs one unconditional prompt for each of the {len(rows)} prompts. Pass them, or "
@@ -147,7 +149,7 @@ def write_codes(
         components, [*rows, *(unconditional or ())] if guided else list(rows), region_tokens=region_tokens, pad="left"
     )
     device = batch.mask.device
-    grammar = grammar.to(device)
+    grammar, scales = grammar.to(device), scales.to(device)
     ids, draw = template if template is not None else block_template(grammar, count)
     ids, draw = ids.to(device).clone(), draw.to(device)
     drawn_at = draw.any(dim=0).nonzero()[:, 0].tolist()
@@ -185,9 +187,9 @@ def write_codes(
             state = guide(state, cell)
         logits = head_rows(head, state, first[position], stop[position])
         if guided:
-            logits = guide_logits(logits[:count], logits[count:], guidance_scale)
+            logits = guide_logits(logits[:count], logits[count:], scales)
         if vectors is not None and cell is not None:
-            drawn = nearest_to_mean(logits, vectors, sharpness) + first[position]
+            drawn = nearest_to_mean(logits, vectors, sharpness / scales) + first[position]
         else:
             sampling = semantic if cell is None else pixel
             drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
