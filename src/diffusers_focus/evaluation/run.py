@@ -29,6 +29,7 @@ from .clips import ClipTask
 from .codes import CodesTask
 from .edit_clips import EditClipTask
 from .edits import EditTask
+from .generation import GenerationTask
 from .tasks import DEFAULT_GROUPS, GROUPS, ClassTask, QuestionTask, RegionTask, SegmentTask, draw_batch
 
 TASKS: dict[str, type] = {
@@ -47,12 +48,14 @@ TASKS: dict[str, type] = {
     "clicks": ClicksTask,
     "clips": ClipTask,
     "edit_clips": EditClipTask,
+    "generation": GenerationTask,
 }
 # The ablation draws every edit nine times, codes are for looking into a model, a list of names may be asked one by one, clicks are
-# ten calls a scene, and a clip has the frames of eight to twelve scenes: they run only when they are asked for.
-ON_DEMAND = frozenset({"ablation", "codes", "classes", "clicks", "clips", "edit_clips"})
+# ten calls a scene, a clip has the frames of eight to twelve scenes, and what is drawn from a description is looked for
+# all over the picture: they run only when they are asked for.
+ON_DEMAND = frozenset({"ablation", "codes", "classes", "clicks", "clips", "edit_clips", "generation"})
 DEFAULT_TASKS = tuple(name for name in TASKS if name not in ON_DEMAND)
-DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips"})
+DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips", "generation"})
 BATCH_SIZE = 32
 _PACKAGES = ("diffusers-focus", "diffusers", "transformers", "torch", "accelerate", "numpy")
 

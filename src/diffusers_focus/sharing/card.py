@@ -106,7 +106,7 @@ GROUP_TITLES = {"in": "new scenes", "held_out": "held-out pairs"}
 LARGER_TITLES = {"crowded": "6 to 8 objects", "192px": "192 x 192 pixels", "256px": "256 x 256 pixels"}
 _PERCENT = frozenset(
     "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU told "
-    "AP50 mAP PQ".split()
+    "AP50 mAP PQ coverage J&F independent_J&F true_picture other_picture".split()
 )
 # task -> its title and the rows (path into the task's figures, title) in the order of the table.
 ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
@@ -138,6 +138,25 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("composited/psnr_background", "PSNR of the background, composited (dB)"),
             ("raw/psnr_background", "PSNR of the background, raw (dB)"),
             ("mask_mIoU", "mIoU of the mask found"),
+            ("coverage", "of the true change, inside the edit mask"),
+            ("excess", "edit mask to the true change grown by 8 pixels"),
+            ("seam_ratio", "seam to that of the true re-render"),
+        ),
+    ),
+    "clips": (
+        "Clips",
+        (
+            ("regions/J&F", "J&F from a region"),
+            ("words/J&F", "J&F from words"),
+            ("words/independent_J&F", "J&F from words, each frame by itself"),
+        ),
+    ),
+    "generation": (
+        "Objects of descriptions",
+        (
+            ("right", "right in the picture drawn"),
+            ("true_picture", "the same rule, the true picture"),
+            ("other_picture", "the same rule, another scene's picture"),
         ),
     ),
 }
