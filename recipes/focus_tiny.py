@@ -17,8 +17,8 @@ Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of th
            nor 3-outlines yet): docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
-           3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-identities ->
-           4 (mask-guided decoder; its mask conditioner guides tokens since 3). `|` marks what does not depend on
+           3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-drawn (pictures from descriptions) ->
+           3-identities -> 4 (mask-guided decoder; its mask conditioner guides tokens since 3). `|` marks what does not depend on
            each other.
 """
 
@@ -32,7 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = tuple(
-    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided".split()
+    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn".split()
 ) + ("3-identities", "4")
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
@@ -109,12 +109,12 @@ def publish(
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
     records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
     done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
-    writes_images = bool({"3", "3-all", "3-found", "3-guided"} & set(done)) or bool(before.get("images_trained"))
+    writes_images = bool({"3", "3-all", "3-found", "3-guided", "3-drawn"} & set(done)) or bool(before.get("images_trained"))
     # Stages of the language model and of masks move the states that instance embeddings are read off: 3-identities comes after.
     moved = any(stage.startswith(("2", "3")) for stage in done)
     linked = "3-identities" in done or (not moved and bool(before.get("instances_trained")))
     # Lists of names belong to the last mixture alone: a stage after it that knows none would undo them.
-    mixed = [stage for stage in ("3-guided", "3-found", "3-all", "3") if stage in done]
+    mixed = [stage for stage in ("3-drawn", "3-guided", "3-found", "3-all", "3") if stage in done]
     last = done[mixed[0]] if mixed else None
     listed = bool(last["options"]["mixture"].get("classes")) if last else bool(before.get("classes_trained"))
     pipeline = FocusPipeline(

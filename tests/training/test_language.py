@@ -257,6 +257,21 @@ def test_a_noised_history_is_read_and_the_true_codes_are_still_to_be_written():
         assert not changed[~here].any()  # words, markers and the cell before a run are read as they are
 
 
+@torch.no_grad()
+def test_pictures_from_descriptions_read_what_was_written_of_them():
+    """They have no source to copy from, and nothing else to go by."""
+    mixture = {**EDITS, "edits": 0.0, "generations": 1.0, "history_noise": 1.0}
+    losses = []
+    for noise in (1.0, 0.0):
+        recipe = replace(RECIPE, options={"size": SIZE, "mixture": {**mixture, "history_noise": noise}})
+        here = LanguageObjective(parts(), recipe)
+        batch = here.batch(0)
+        assert batch.codes and all(prompt.image < 0 for prompt in batch.codes)
+        torch.manual_seed(0)
+        losses.append(here.loss(batch, 0)[0].item())
+    assert losses[0] == losses[1]
+
+
 def test_noise_in_a_history_is_codes_of_the_same_level():
     here = objective(EDITS)
     v = here.context.vocabulary

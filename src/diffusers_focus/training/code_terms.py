@@ -61,7 +61,8 @@ class CodeTerms(PromptReader):
                 if prompt.image >= 0:
                     before = vocabulary.image_ids(semantic[prompt.image], pixel[prompt.image], with_tag=False)
                 dice = torch.Generator().manual_seed(prompt.seed)
-                noisy = torch.rand((), generator=dice) < self.mixture.history_noise
+                # A picture from a description is known from nothing but what was written of it.
+                noisy = before is not None and torch.rand((), generator=dice) < self.mixture.history_noise
                 history = self._noised(ids, before, dice) if noisy else ids
                 histories.append(torch.where(written, history, ids)[places])
                 # The last weight is that of <|im_end|>.
@@ -135,7 +136,7 @@ class CodeTerms(PromptReader):
         guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
         return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
 
-    def _noised(self, ids: torch.Tensor, before: torch.Tensor | None, dice: torch.Generator) -> torch.Tensor:
+    def _noised(self, ids: torch.Tensor, before: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.
 
         Taught on true histories alone, the model reads the new colour off the cell before and never from the instruction: with
@@ -146,7 +147,7 @@ class CodeTerms(PromptReader):
             here = (ids >= first) & (ids < stop)
             others[here] = torch.randint(first, stop, (int(here.sum()),), generator=dice)
         codes = ids >= self.context.vocabulary.level0_range[0]
-        wrong = before if before is not None and torch.rand((), generator=dice) < 0.5 else others
+        wrong = before if torch.rand((), generator=dice) < 0.5 else others
         swap = codes & (torch.rand(ids.shape, generator=dice) < 1.25 * torch.rand((), generator=dice))
         return torch.where(swap, wrong, ids)
 

@@ -169,7 +169,7 @@ class Mixture:
     `edits` and `generations` may be fractions: 2.5 edits are two or three. `dropout` is the share of image prompts
     swapped for the unconditional prompt (10% in ILLUME+), so that guidance works. `name_noise` is the share of mask prompts whose
     names are those of a random object: the mask slots come after the names, and with true names alone they learn to read the
-    answer instead of the expression. `history_noise` is the share of written images whose tokens read something else than they
+    answer instead of the expression. `history_noise` is the share of edits whose tokens read something else than they
     should have written, for the same reason: what has been written so far says what the instruction says. `wordings` is the
     number of instructions for each edit; they share its picture, which costs more to encode than to write. `twins` is the share of
     pictures with two identical objects, which only a region prompt tells apart. `classes` are prompts with a list of shapes to look

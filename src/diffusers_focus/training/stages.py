@@ -73,6 +73,8 @@ GUIDED = {
     "edit_masks": 1,
     "wordings": 2,
 }
+# Pictures from descriptions, which nothing before had more than a few of.
+DRAWN = {**GUIDED, "generations": 1.0, "edits": 3.0}
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
@@ -243,6 +245,17 @@ STAGES: dict[str, StageRecipe] = {
             warmup_steps=30,
             seed=71,
             options={"mixture": GUIDED, "masks_every": 3, "vectors": 2.0},
+        ),
+        StageRecipe(
+            name="3-drawn",
+            objective="language",
+            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4), GUIDANCE),
+            steps=1200,
+            batch_size=8,
+            decay_fraction=0.6,
+            warmup_steps=30,
+            seed=79,
+            options={"mixture": DRAWN, "masks_every": 4, "vectors": 2.0},
         ),
         StageRecipe(
             name="3-identities",
