@@ -21,6 +21,7 @@ from .images import FocusImageProcessor, Placement
 COLOUR = 0.1  # standard deviation of what counts as one colour, of channels in 0..1
 NEARNESS = 0.75  # that of the distance, as a share of the reach
 PASSES = 2
+OUTSIDE = -0.9  # tanh of half a logit: below, nothing near makes a pixel one of the object's
 FINEST = 4  # pixels a cell of the mask decoder's grid has on the canvas; a finer image is filtered at this size
 
 
@@ -51,6 +52,16 @@ def follow_edges(values: torch.Tensor, image: torch.Tensor, reach: float) -> tor
     return values
 
 
+def _surroundings(near: torch.Tensor, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of the box around all masks bool [M, H, W], and a margin; most objects are small."""
+    slices = []
+    for axis in (1, 2):
+        used = near.any(0).any(2 - axis).nonzero()[:, 0]
+        first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+        slices.append(slice(max(0, first - margin), last + margin + 1))
+    return slices[0], slices[1]
+
+
 def outline_masks(
     processor: FocusImageProcessor, logits: torch.Tensor, placement: Placement, image: Image.Image | None, reach: float
 ) -> torch.Tensor:
@@ -76,10 +87,12 @@ def outline_masks(
         cell = FINEST
     drawn = torch.tanh(processor.restore_mask(logits, replace(placement, source=size)) / 2)
     colours = torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).to(drawn)
-    soft = follow_edges(drawn, colours, max(1.0, reach * cell))
-    lost = (drawn > 0).flatten(1).any(1) & ~(soft > 0).flatten(1).any(
-        1
-    )  # a thing of a pixel or two that looks like what is around it
+    reach = max(1.0, reach * cell)
+    rows, columns = _surroundings(drawn > OUTSIDE, PASSES * math.ceil(reach))
+    soft = drawn.clone()
+    soft[:, rows, columns] = follow_edges(drawn[:, rows, columns], colours[:, rows, columns], reach)
+    # A thing of a pixel or two that looks like what is around it keeps the mask it had.
+    lost = (drawn > 0).flatten(1).any(1) & ~(soft > 0).flatten(1).any(1)
     soft = torch.where(lost[:, None, None], drawn, soft)
     if size != placement.source:
         soft = F.interpolate(soft[None], size=placement.source, mode="bilinear", align_corners=False)[0]
