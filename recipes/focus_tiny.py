@@ -9,12 +9,12 @@ Command:   make tiny                                  (every stage, then pipelin
              --dynamo_backend no -m diffusers_focus.cli train --stage 3-found --output runs/focus-tiny   (two processes, two cores)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
-Hours:     12.5 core-hours for the published stages (sum of the records; 3-all shared its core); stage 3 takes an hour and a half
-           on two cores, 3-all two hours on one, 3-found an hour on two, every other an hour or less, and each can be stopped
-           at any time.
+Hours:     16.5 core-hours for the published stages (sum of the records; 3-all shared its core); stage 3 takes an hour and a half
+           on two cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every other an hour or less, and
+           each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
-           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late; neither 3-guided
-           nor 3-outlines yet): docs/design.md, "State of focus-tiny".
+           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late; no 3-drawn yet):
+           docs/design.md, "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
            3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-drawn (pictures from descriptions) ->
@@ -109,7 +109,8 @@ def publish(
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
     records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
     done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
-    writes_images = bool({"3", "3-all", "3-found", "3-guided", "3-drawn"} & set(done)) or bool(before.get("images_trained"))
+    writing = {"3", "3-all", "3-found", "3-guided", "3-drawn"}
+    writes_images = bool(writing & set(done)) or bool(before.get("images_trained"))
     # Stages of the language model and of masks move the states that instance embeddings are read off: 3-identities comes after.
     moved = any(stage.startswith(("2", "3")) for stage in done)
     linked = "3-identities" in done or (not moved and bool(before.get("instances_trained")))
