@@ -10,6 +10,7 @@ import pytest
 from diffusers_focus import FocusPipeline
 from diffusers_focus.data.world import Background, Scene, WorldObject, render
 from diffusers_focus.evaluation.generation import GenerationTask, shows
+from diffusers_focus.evaluation.run import evaluate
 from diffusers_focus.evaluation.tasks import draw_batch
 
 from tests.tiny import SIZE, tiny_components
@@ -49,10 +50,13 @@ def test_pictures_without_objects_show_nothing():
 
 def test_pictures_are_drawn_and_measured_beside_the_true_and_another_one():
     pipe = FocusPipeline(**tiny_components(), resolution_group=[[SIZE, SIZE]])
-    task = GenerationTask()
+    task = GenerationTask(options={"num_inference_steps": 1})
     batch = draw_batch("in", 0, 2, SIZE)
     task.run(pipe, batch)
     figures = task.figures()
     assert len(task.records) == sum(len(scene.objects) for scene in batch.scenes)
     assert figures["true_picture"]["value"] > figures["right"]["value"]
+    assert evaluate(pipe, 2, ["in"], ["generation"], edit_options={"num_inference_steps": 1})["groups"]["in"][
+        "generation"
+    ]
     assert sum(one["right"]["count"] for one in figures["kinds"].values()) == figures["right"]["count"]

@@ -168,27 +168,27 @@ def shows(picture: np.ndarray, item: WorldObject) -> bool:
 class GenerationTask:
     """One picture from the description of each scene; the scene itself is not shown."""
 
-    def __init__(self, name: str = "generation") -> None:
+    def __init__(self, name: str = "generation", options: dict[str, Any] | None = None) -> None:
         self.name = name
+        self.options = options or {}
         self.records: list[dict[str, Any]] = []
 
     def run(self, pipe: Any, batch: Batch) -> None:
-        """Draw a picture for every scene of the batch."""
-        size = batch.drawn[0].image.shape[0]
+        """Draw a picture for every scene of the batch, of the pipeline's own size."""
         generators = [seeded(scene.seed) for scene in batch.scenes]
-        out = pipe.generate([caption(scene) for scene in batch.scenes], generator=generators, output_type="np")
-        pictures = to_levels(out.images, size)
+        texts = [caption(scene) for scene in batch.scenes]
+        out = pipe.generate(texts, generator=generators, output_type="np", **self.options)
+        pictures = to_levels(out.images, np.asarray(out.images[0]).shape[0])
+        true = [render(scene, len(pictures[0])).image.astype(np.float32) for scene in batch.scenes]
         for index, (scene, picture) in enumerate(zip(batch.scenes, pictures, strict=True)):
-            own = batch.drawn[index].image.astype(np.float32)
-            other = batch.drawn[index - 1].image.astype(np.float32)
             for item in scene.objects:
                 self.records.append(
                     {
                         "scene": scene.seed,
                         "kind": f"{item.size} {item.fill}",
                         "right": float(shows(picture, item)),
-                        "true_picture": float(shows(own, item)),
-                        "other_picture": float(shows(other, item)),
+                        "true_picture": float(shows(true[index], item)),
+                        "other_picture": float(shows(true[index - 1], item)),
                     }
                 )
 
