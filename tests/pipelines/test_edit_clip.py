@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_focus import Mask, Point
+from diffusers_focus import FocusPipeline, Mask, Point
+from diffusers_focus.data.clips import ClipSpec, sample_clip
+from diffusers_focus.data.world import first_held_out_seed
 
 from tests.tiny import SIZE, disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
@@ -124,3 +126,18 @@ def test_a_generator_goes_on_from_the_edit_of_one_frame(pipe, clip):
     before = generator.get_state()
     pipe.edit_clip(clip[:2], "make it blue", region=Mask(disk_mask()), generator=generator, **OPTIONS)
     assert not torch.equal(before, generator.get_state())
+
+
+def test_a_new_background_is_asked_of_every_frame():
+    """What covers most of the picture is no object to follow, and its mask leaves the objects of each frame alone."""
+    tiny = FocusPipeline.from_pretrained("focus-tiny")
+    clip = sample_clip(first_held_out_seed + 8, ClipSpec(frames=8, speed=(0.015, 0.05)))
+    shown = list(clip.renders(128))[::3]
+    frames = [one.image for one in shown]
+    edited = tiny.edit_clip(frames, "change the background to green and red checkers", **OPTIONS)
+    for image, frame, one, free in zip(edited.images, frames, shown, edited.edit_masks, strict=True):
+        objects = one.masks.any(axis=0)
+        assert (free & ~objects).sum() > 0.9 * (~objects).sum() and (free & objects).sum() < 0.2 * objects.sum()
+        assert (np.asarray(image) != frame).any(-1)[~objects].mean() > 0.9
+    nothing = tiny.edit_clip(frames, "remove the green star", **OPTIONS)
+    assert all(np.array_equal(np.asarray(image), frame) for image, frame in zip(nothing.images, frames, strict=True))

@@ -59,6 +59,14 @@ def test_table_has_the_figures_that_were_measured_and_no_others(metrics):
     ]
 
 
+def test_what_fewer_scenes_were_measured_for_says_how_many(metrics):
+    metrics["groups"]["in"]["clips"] = {"words": {"J&F": {**number(0.888, 0.85, 0.924), "count": 7}}}
+    metrics["groups"]["in"]["edits"]["excess"] = number(0.527, 0.51, 0.54)
+    table = figure_table(metrics)
+    assert "| Clips | J&F from words (of 7) | 88.8 (85.0 to 92.4) | - |" in table
+    assert "| Edits | edit mask to the true change grown by 8 pixels | 0.53 (0.51 to 0.54) | - |" in table
+
+
 def test_larger_and_fuller_scenes_have_a_table_of_their_own(metrics):
     more = {**metrics, "groups": {**metrics["groups"], "crowded": {**metrics["groups"]["in"], "scenes": 7}}}
     first, second = figure_table(more).split("\n\nScenes other than those of training:\n\n")

@@ -8,7 +8,7 @@ from the same random numbers. Pixels outside the soft edit mask are each frame's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..processing.regions import Mask
 from ..steps.arguments import check_count, check_text
 from ..steps.clips import FocusClipFrame
 from ..steps.composite import grow_mask, needs_box, relative_radius
-from ..steps.editing import edit_places, edit_prompts
+from ..steps.editing import EditPlace, edit_places, edit_prompts
 from ..steps.encode import FocusImageEncoding
 from ..steps.segment import MAX_NAMES
 from ._clip import FocusClipMixin
@@ -84,7 +84,8 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
             prompt: the instruction, for every frame.
             target: what it is about, in words; looked for in every frame.
             region: the same by pointing, on frame 0 or {frame: region}; followed through the clip. Without either the place is
-                what the model makes of the instruction on the first frame, followed from there.
+                what the model makes of the instruction on the first frame, followed from there; if that is more than half of the
+                picture, a background, every frame is asked for it.
             generator: every frame begins with the random numbers that it has now; by default those of seed 0.
             mask_dilation: pixels to grow the mask of a frame by; the pipeline's own rule by default.
             options: of an edit: `num_inference_steps`, `guidance_scale`, `strength`, `padding_mask_crop`, `negative_prompt`,
@@ -108,19 +109,27 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         clip, last = open_clip(frames), _LastEncoding(self)
+        found: Iterator[FocusEditedFrame] | None = None
         if target is None and region is None:
             if not clip.repeatable:
                 raise ValueError(
                     "A clip that can be read only once needs a target or a region: to find the place of the instruction its "
                     "first frame would be read before the others. Pass one, or the frames as a list, folder or file."
                 )
-            region = self._place_of(clip, prompt, last)
-        if region is _NOWHERE:
-            found = _nothing_in(clip)
-        else:
+            _, first = next(iter(clip.forwards()))
+            mask = self._place_on(first, prompt, mask_dilation, last).masks.any(axis=0)
+            if not mask.any():
+                found = _nothing_in(clip)
+            elif mask.mean() > 0.5:
+                found = self._stream(clip, self._asked(clip, prompt, mask_dilation, last))
+            else:
+                region = {0: Mask(mask)}
+        if found is None:
             clip, request = self._clip_request(clip, target, region, None, None)
-            found = self._stream(clip, self._follow(clip, request, MAX_NAMES, last))
-        return self._edited(found, prompt, generator, generator.get_state(), mask_dilation, options, last)
+            found = self._followed(
+                self._stream(clip, self._follow(clip, request, MAX_NAMES, last)), prompt, mask_dilation
+            )
+        return self._edited(found, prompt, generator, generator.get_state(), options, last)
 
     def edit_clip(
         self,
@@ -155,35 +164,49 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
     # -- parts -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _place_of(self, clip: ClipFrames, prompt: str, encode: _LastEncoding) -> Any:
-        """What the instruction is about on the first frame, as a region on it; `_NOWHERE` if nothing is found."""
-        _, first = next(iter(clip.forwards()))
-        encoding = encode(first)
-        (place,) = edit_places(self, encoding, edit_prompts(self, encoding, prompt, self.config), self.config)
-        mask = place.masks.any(axis=0)
-        return {0: Mask(mask)} if mask.any() else _NOWHERE
+    def _place_on(self, image: Image.Image, prompt: str, mask_dilation: int | None, encode: _LastEncoding) -> EditPlace:
+        """Where the instruction goes on one frame."""
+        encoding = encode(image)
+        prompts = edit_prompts(self, encoding, prompt, self.config)
+        return edit_places(self, encoding, prompts, self.config, mask_dilation=mask_dilation)[0]
+
+    def _asked(
+        self, clip: ClipFrames, prompt: str, mask_dilation: int | None, encode: _LastEncoding
+    ) -> Iterator[FocusEditedFrame]:
+        """The frames as they are, each with the place that it is asked for by itself."""
+        for index, image in clip.forwards():
+            place = self._place_on(image, prompt, mask_dilation, encode)
+            yield FocusEditedFrame(index, image, place.masks.any(axis=0), place.edit_mask)
+
+    def _followed(
+        self, frames: Iterator[FocusClipFrame], prompt: str, mask_dilation: int | None
+    ) -> Iterator[FocusEditedFrame]:
+        """The frames as they are, each with the place that follows from what was found in it."""
+        for frame in frames:
+            mask = edit_mask = frame.masks.any(axis=0)
+            if mask.any():
+                radius = mask_dilation
+                if radius is None:
+                    radius = relative_radius(self.config.mask_dilation, *mask.shape)
+                edit_mask = grow_mask(mask, radius, boxed=needs_box(prompt))
+            yield FocusEditedFrame(frame.index, frame.image, mask, edit_mask)
 
     def _edited(
         self,
-        frames: Iterator[FocusClipFrame],
+        frames: Iterator[FocusEditedFrame],
         prompt: str,
         generator: torch.Generator,
         state: torch.Tensor,
-        mask_dilation: int | None,
         options: dict[str, Any],
         last: _LastEncoding,
     ) -> Iterator[FocusEditedFrame]:
         for frame in frames:
-            mask = frame.masks.any(axis=0)
-            if not mask.any():
-                yield FocusEditedFrame(frame.index, frame.image, mask, mask)
-                continue
-            radius = relative_radius(self.config.mask_dilation, *mask.shape) if mask_dilation is None else mask_dilation
-            edit_mask = grow_mask(mask, radius, boxed=needs_box(prompt))
-            generator.set_state(state)
-            seen = last.of(frame.image) or frame.image
-            image = self._edit_frame(seen, prompt, edit_mask, generator, options)
-            yield FocusEditedFrame(frame.index, image, mask, edit_mask)
+            if frame.edit_mask.any():
+                generator.set_state(state)
+                seen = last.of(frame.image) or frame.image
+                image = self._edit_frame(seen, prompt, frame.edit_mask, generator, options)
+                frame = replace(frame, image=image)
+            yield frame
 
     def _edit_frame(
         self,
@@ -226,9 +249,7 @@ class _LastEncoding:
         return self._encoding if own is image or own.tobytes() == image.tobytes() else None
 
 
-_NOWHERE = object()  # what the instruction is about is not there
-
-
-def _nothing_in(clip: ClipFrames) -> Iterator[FocusClipFrame]:
+def _nothing_in(clip: ClipFrames) -> Iterator[FocusEditedFrame]:
     for index, image in clip.forwards():
-        yield FocusClipFrame(index, image, np.zeros((0, image.height, image.width), dtype=bool))
+        nowhere = np.zeros((image.height, image.width), dtype=bool)
+        yield FocusEditedFrame(index, image, nowhere, nowhere)

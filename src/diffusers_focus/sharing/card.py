@@ -108,6 +108,7 @@ _PERCENT = frozenset(
     "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU told "
     "AP50 mAP PQ coverage J&F independent_J&F true_picture other_picture".split()
 )
+_RATIOS = frozenset({"excess", "seam_ratio"})
 # task -> its title and the rows (path into the task's figures, title) in the order of the table.
 ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "referring": ("Referring expressions", (("mIoU", "mIoU"), ("cIoU", "cIoU"), ("P@0.5", "P@0.5"))),
@@ -160,6 +161,7 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         ),
     ),
 }
+_APART = frozenset({"clips", "generation"})  # measured on fewer scenes than the rest: a row says on how many
 _KINDS = {"questions": ("exact_match", "exact match"), "edits": ("composited/right", "right, composited")}
 
 
@@ -229,7 +231,10 @@ def figure_table(metrics: Mapping[str, Any]) -> str:
         "|---|---|" + "---|" * len(groups),
     ]
     for task, key, title, measure in _rows(groups):
-        cells = [_cell(_find(found.get(task, {}), key), key) for found in groups.values()]
+        figures = [_find(found.get(task, {}), key) for found in groups.values()]
+        cells = [_cell(figure, key) for figure in figures]
+        if task in _APART:
+            measure += "".join(f" (of {figure['count']})" for figure in figures[:1] if figure)
         if any(cells):
             lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
     if groups is others or not others:
@@ -265,10 +270,12 @@ def _find(figures: dict[str, Any], path: str) -> dict[str, Any] | None:
 def _cell(figure: dict[str, Any] | None, path: str) -> str:
     if figure is None:
         return ""
-    scale = 100.0 if path.rpartition("/")[2] in _PERCENT else 1.0
+    name = path.rpartition("/")[2]
+    scale, digits = 100.0 if name in _PERCENT else 1.0, 2 if name in _RATIOS else 1
     if "low" not in figure:  # of a whole set of scenes, such as average precision
-        return f"{figure['value'] * scale:.1f}"
-    return f"{figure['value'] * scale:.1f} ({figure['low'] * scale:.1f} to {figure['high'] * scale:.1f})"
+        return f"{figure['value'] * scale:.{digits}f}"
+    low, high = figure["low"] * scale, figure["high"] * scale
+    return f"{figure['value'] * scale:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def what_is_trained(folder: Path) -> str:
