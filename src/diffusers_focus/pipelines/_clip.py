@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from ..steps.clips import ClipRequest, FocusClipFrame, clip_request, follow_clip
 from ..steps.segment import MAX_NAMES, require_masks
 from ._base import FocusPipelineMixin
 from .clip_outputs import FocusClipOutput, check_clip_output, collect_clip
+
+FrameT = TypeVar("FrameT")
 
 
 class FocusClipMixin(FocusPipelineMixin):
@@ -98,7 +100,7 @@ class FocusClipMixin(FocusPipelineMixin):
         return follow_clip(self, self.config, clip, request, device=device, max_new_tokens=longest, encode=encode)
 
     @torch.no_grad()
-    def _stream(self, clip: Any, found: Iterator[FocusClipFrame]) -> Iterator[FocusClipFrame]:
+    def _stream(self, clip: Any, found: Iterator[FrameT]) -> Iterator[FrameT]:
         if clip.length is None:
             yield from self.progress_bar(found)
         else:
