@@ -201,7 +201,6 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _ask(args: argparse.Namespace) -> None:
     images, region = [_read_image(path) for path in (args.image, *args.also)], _region(args)
     import torch
-    from transformers import TextStreamer
 
     pipe = _load(args)
     options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
@@ -214,12 +213,27 @@ def _ask(args: argparse.Namespace) -> None:
     further = filter(None, map(str.strip, sys.stdin)) if args.chat else ()
     for question in itertools.chain(questions, further):
         asked = question if question is None else [*said, {"role": "user", "content": question}]
-        streamer = TextStreamer(pipe.lm_tokenizer, skip_prompt=True, skip_special_tokens=True)
-        text = pipe.understand(shown, asked, region, streamer=streamer, **options).text[0]
+        text = pipe.understand(shown, asked, region, streamer=_printer(pipe.lm_tokenizer), **options).text[0]
         if question is not None:
             turn = {"role": "user", "content": question, **({} if region is None else {"region": region})}
             said += [turn, {"role": "assistant", "content": text}]
         region = None  # it stays in its turn
+
+
+def _printer(tokenizer: Any) -> Any:
+    """Prints an answer while it is written: what `understand` returns, so no space before the end of the line."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        spaces = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            text = self.spaces + text
+            words = text.rstrip()
+            self.spaces = text[len(words) :]
+            super().on_finalized_text(words, stream_end)
+
+    return Printer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _segment(args: argparse.Namespace) -> None:

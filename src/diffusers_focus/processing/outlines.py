@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .images import FocusImageProcessor, Placement
+from .masks import mask_to_box
 
 COLOUR = 0.1  # standard deviation of what counts as one colour, of channels in 0..1
 NEARNESS = 0.75  # that of the distance, as a share of the reach
@@ -54,12 +55,11 @@ def follow_edges(values: torch.Tensor, image: torch.Tensor, reach: float) -> tor
 
 def _surroundings(near: torch.Tensor, margin: int) -> tuple[slice, slice]:
     """Rows and columns of the box around all masks bool [M, H, W], and a margin; most objects are small."""
-    slices = []
-    for axis in (1, 2):
-        used = near.any(0).any(2 - axis).nonzero()[:, 0]
-        first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
-        slices.append(slice(max(0, first - margin), last + margin + 1))
-    return slices[0], slices[1]
+    box = mask_to_box(near.any(0))
+    if box is None:
+        return slice(0, 1), slice(0, 1)
+    top, left = (max(0, int(first) - margin) for first in (box.y0, box.x0))
+    return slice(top, int(box.y1) + margin), slice(left, int(box.x1) + margin)
 
 
 def outline_masks(
