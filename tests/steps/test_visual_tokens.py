@@ -78,6 +78,16 @@ def test_each_row_may_have_a_guidance_of_its_own(parts):
     assert (block[pixels] - first).tolist() == torch.cdist(mean, vectors).argmin(-1).tolist()
 
 
+def test_guidance_below_one_leaves_the_power_as_it_is(parts):
+    _, ids = write(parts, parts[2], guidance_scale=0.0, semantic=GREEDY, pixel=GREEDY, sharpness=0.7)
+    vectors = parts[0].visual_tokenizer.pixel_quantizer.vectors()
+    first, stop = parts[1].vocabulary.level1_range
+    pixels = (ids[0] >= first) & (ids[0] < stop)
+    logits = whole_logits(parts, parts[3], ids[0])  # nothing but the unconditional prompt
+    mean = (0.7 * logits[pixels, first:stop]).softmax(-1) @ vectors
+    assert (ids[0][pixels] - first).tolist() == torch.cdist(mean, vectors).argmin(-1).tolist()
+
+
 def test_pixel_codes_may_be_those_of_the_least_expected_error(parts):
     """Codes of both levels are the likeliest where the odds are sharp; otherwise pixel codes are nearest to the mean of all."""
     quantizer = parts[0].visual_tokenizer.pixel_quantizer

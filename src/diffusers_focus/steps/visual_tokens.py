@@ -124,7 +124,7 @@ def write_codes(
         guidance_scale: scale * (log p_cond - log p_uncond) + log p_uncond; a list has one for each suffix.
         semantic, pixel: how ids of each level are drawn.
         sharpness: above 0, greedy pixel codes are those nearest to the mean of what could be written (`nearest_to_mean`). Guidance
-            raises odds as well, so the power is this over its scale.
+            above 1 raises odds as well, so the power is this over its scale.
         template: from `block_template`; by default every cell is drawn.
         region_tokens: [regions, H] of `rows`, in their order.
         guide: from `cell_guide`; the states that pixel codes are read from go through it.
@@ -189,7 +189,7 @@ def write_codes(
         if guided:
             logits = guide_logits(logits[:count], logits[count:], scales)
         if vectors is not None and cell is not None:
-            drawn = nearest_to_mean(logits, vectors, sharpness / scales) + first[position]
+            drawn = nearest_to_mean(logits, vectors, sharpness / scales.clamp(min=1)) + first[position]
         else:
             sampling = semantic if cell is None else pixel
             drawn = draw_ids(logits, sampling, None if numbers is None else numbers[:, position]) + first[position]
