@@ -99,9 +99,9 @@ def build(options: argparse.Namespace) -> Any:
     config = Qwen2Config(
         vocab_size=ROWS,
         hidden_size=options.hidden,
-        intermediate_size=11 * options.hidden // 4,
+        intermediate_size=options.inner or 11 * options.hidden // 4,
         num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden // 64,
+        num_attention_heads=options.hidden // options.head_dim,
         num_key_value_heads=2,
         tie_word_embeddings=True,
         eos_token_id=None,
@@ -284,6 +284,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--inner", type=int, help="width of the feed-forward networks (default: 11/4 of the hidden width)")
+    parser.add_argument(
+        "--no-cudnn-attention",
+        action="store_true",
+        help="without an attention that is planned anew for every length",
+    )
     parser.add_argument("--size", type=int, default=512, help="pixels of the token resolution, a bucket of focus-3b")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -291,6 +298,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="WAY", help="some of the ways, and nothing is written")
     parser.add_argument("--output", metavar="DIR", default=str(HERE / "results"))
     options = parser.parse_args()
+    if options.no_cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     found = measure(options)
     of = ratios(found)
     if options.only is not None:
@@ -301,7 +310,8 @@ def main() -> None:
         "hardware": hardware(SimpleNamespace(device=options.device)),
         "versions": versions(),
     }
-    given = {name: getattr(options, name) for name in ("hidden", "layers", "size", "dtype", "repeats")}
+    given = {name: getattr(options, name) for name in ("hidden", "layers", "head_dim", "size", "dtype", "repeats")}
+    given["cudnn attention"] = not options.no_cudnn_attention
     result = {**facts, "options": given, "figures": found, "ratios": of, "targets": TARGETS}
     of_machine = facts["hardware"]
     where = of_machine["processor"] if of_machine["device"] == "cpu" else of_machine["device"]

@@ -65,9 +65,10 @@ class FocusContext:
     def _encode_parts(self, parts: tuple[PromptPart, ...]) -> tuple[Segment, ...]:
         return tuple(encode_prompt(parts, self.tokenizer, self.vocabulary))
 
-    def segments(self, parts: Sequence[PromptPart]) -> tuple[Segment, ...]:
-        """Ids and slots of a prompt; equal prompts are tokenised once."""
-        return self._encode(tuple(parts))
+    def segments(self, parts: Sequence[PromptPart | Segment]) -> tuple[Segment, ...]:
+        """Ids and slots of a prompt; equal prompts are tokenised once, and those that are segments already not at all."""
+        given = tuple(parts)
+        return given if given and isinstance(given[0], Segment) else self._encode(given)  # type: ignore[return-value]
 
 
 @dataclass

@@ -20,6 +20,7 @@ from ..steps.visual_tokens import fed_positions
 from .language_data import CodePrompt, LanguageBatch
 from .reading import PromptReader, alike
 
+PICTURES_AT_ONCE = 16  # an accelerator encodes a multiple of it
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
 
 
@@ -158,9 +159,13 @@ class CodeTerms(PromptReader):
         tokenizer = self.components.visual_tokenizer
         features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
         if len(batch.target_pixels) > count:
-            others = encode_tensors(self.components, batch.target_pixels[count:])
-            features.append(others.vision.fused_features)
-            pixels.append(others.vision.pixel_features)
+            wanted = batch.target_pixels[count:]
+            number = len(wanted)
+            if wanted.device.type != "cpu":  # convolutions are planned for each number of pictures
+                wanted = wanted[torch.arange(-(-number // PICTURES_AT_ONCE) * PICTURES_AT_ONCE).clamp(max=number - 1)]
+            others = encode_tensors(self.components, wanted)
+            features.append(others.vision.fused_features[:number])
+            pixels.append(others.vision.pixel_features[:number])
         _, semantic, _, _ = tokenizer.encode_semantic(torch.cat(features))
         _, pixel, _ = tokenizer.quantize_pixels(torch.cat(pixels))
         return semantic, pixel

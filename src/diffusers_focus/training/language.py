@@ -129,7 +129,7 @@ class LanguageObjective(CodeTerms):
             return self.samples.draw(step)
         if step // self.processes % recipe.options.get("masks_every", 1):
             mixture = replace(mixture, referring=0, often=(), generalized=0, regions=0, classes=0, edit_masks=0)
-        return draw_batch(
+        drawn = draw_batch(
             self.context.style,
             mixture,
             recipe.seed,
@@ -138,6 +138,10 @@ class LanguageObjective(CodeTerms):
             size=self.size,
             draw_edit=self.draw_edit,
         )
+        # Tokenised where it is drawn: workers have the time for it that an accelerator would wait.
+        for prompt in (*drawn.texts, *drawn.masked, *drawn.codes):
+            prompt.parts = self.context.segments(prompt.parts)
+        return drawn
 
     @staticmethod
     def _parts(batch: LanguageBatch | Sequence[LanguageBatch]) -> list[LanguageBatch]:

@@ -40,6 +40,7 @@ from ..processing.prompts import (
     UNDERSTAND,
     PromptPart,
     PromptStyle,
+    Segment,
     build_answer,
 )
 from ..steps.segment import EXPLANATION_END
@@ -53,7 +54,7 @@ class TextPrompt:
     """A prompt answered in words. `region` indexes `LanguageBatch.regions`, None without."""
 
     image: int
-    parts: list[PromptPart]
+    parts: Sequence[PromptPart | Segment]
     kind: str
     region: int | None = None
 
@@ -64,7 +65,7 @@ class MaskPrompt:
 
     Args:
         image: index of the picture.
-        parts: the suffix with its answer.
+        parts: the suffix with its answer, tokenised or not.
         targets: objects meant; empty for none.
         kind: kind of expression, "click", "scribble", "box", "mask", or "edit".
         region: index of its region prompt, None without.
@@ -75,7 +76,7 @@ class MaskPrompt:
     """
 
     image: int
-    parts: list[PromptPart]
+    parts: Sequence[PromptPart | Segment]
     targets: tuple[int, ...]
     kind: str
     region: int | None = None
@@ -99,7 +100,7 @@ class CodePrompt:
     """
 
     image: int
-    parts: list[PromptPart]
+    parts: Sequence[PromptPart | Segment]
     target: int
     change: torch.Tensor | None = None
     seed: int = 0

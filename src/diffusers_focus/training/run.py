@@ -19,7 +19,7 @@ from .trainer import StageRecipe, Trainer, share_of
 SKIPPED = "skipped.json"  # what a run over files has left out so far
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
-    """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits initialize initialize_codes
+    """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits grow initialize initialize_codes
     keep_codes kl_weight map_drop mask_drop masks_every match_scale max_tokens mixture mse_weight noise_samples
     noise_tokens object_weight perceptual_weight pixel_drop pixel_tokens prompts resolution_index semantic_drop
     semantic_noise size twins vectors""".split()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from .autoencoder import AutoencoderObjective
 from .diffusion import DecoderObjective
 from .features import FeatureObjective
+from .growth import grow_language_model
 from .initialize import initialize_anchors
 from .language import LanguageObjective
 from .perception import PerceptionObjective
@@ -73,7 +74,7 @@ GUIDED = {
     "edit_masks": 1,
     "wordings": 2,
 }
-# Pictures from descriptions, which nothing before had more than a few of.
+# Pictures from descriptions, which nothing before had more than a few of; all the rest goes on, in a larger language model.
 DRAWN = {**GUIDED, "generations": 1.0, "edits": 3.0}
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
@@ -249,13 +250,18 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3-drawn",
             objective="language",
-            groups=(*_reading(4e-4), ParameterGroup("mask_decoder", 1.5e-4), GUIDANCE),
-            steps=1200,
-            batch_size=8,
+            groups=(*_reading(8e-4), ParameterGroup("mask_decoder", 3e-4), GUIDANCE),
+            steps=1500,
+            batch_size=32,
             decay_fraction=0.6,
-            warmup_steps=30,
+            warmup_steps=50,
             seed=79,
-            options={"mixture": DRAWN, "masks_every": 4, "vectors": 2.0},
+            options={
+                "mixture": DRAWN,
+                "masks_every": 4,
+                "vectors": 2.0,
+                "grow": {"num_hidden_layers": 8, "intermediate_size": 768},
+            },
         ),
         StageRecipe(
             name="3-identities",
@@ -405,6 +411,11 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
         first.calibrate_places()
         return first
 
+    def language() -> LanguageObjective:
+        if recipe.options.get("grow"):
+            c.language_model = grow_language_model(c.language_model, seed=recipe.seed, **recipe.options["grow"])
+        return LanguageObjective(c, recipe)
+
     builders: dict[str, Callable[[], Any]] = {
         "autoencoder": lambda: AutoencoderObjective(c.vae, recipe),
         "features": lambda: FeatureObjective(c.vision_encoder, c.mask_decoder, recipe, **sizes),
@@ -414,7 +425,7 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
             c.visual_tokenizer, recipe, vision_encoder=c.vision_encoder, **sizes
         ),
         "semantic_tokenizer": lambda: SemanticTokenizerObjective(c.visual_tokenizer, c.vision_encoder, recipe, **sizes),
-        "language": lambda: LanguageObjective(c, recipe),
+        "language": language,
         "decoder": lambda: DecoderObjective(c, recipe),
     }
     if recipe.objective not in builders:
