@@ -285,7 +285,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--inner", type=int, help="width of the feed-forward networks (default: 11/4 of the hidden width)")
+    parser.add_argument(
+        "--inner", type=int, help="width of the feed-forward networks (default: 11/4 of the hidden width)"
+    )
     parser.add_argument(
         "--no-cudnn-attention",
         action="store_true",

@@ -436,10 +436,11 @@ def run_suffixes(
     cache = prefix.cache(rows) if room is None else prefix.cache_with_room(rows, batch.mask.shape[1] + room)
     mask = torch.cat([prefix.mask[rows], batch.mask], dim=1)
     positions = counted_positions(mask, batch.embeds.shape[1]) + prefix.skipped
-    for row, span in enumerate(batch.codes):
-        places = image_positions(prefix, rows[row : row + 1], span[1]) if span is not None else None
-        if span is not None and places is not None:
-            positions[row, span[0] : span[0] + len(span[1])] = places[0]
+    spans = [(row, *span) for row, span in enumerate(batch.codes) if span is not None]
+    if spans and prefix.image_starts is not None:
+        here = torch.tensor([(row, first + i, place) for row, first, at in spans for i, place in enumerate(at)])
+        row, column, place = here.to(rows.device).unbind(1)
+        positions[row, column] = prefix.image_starts[rows[row]] + place
     if isinstance(cache, FixedCache):
         new = None if bool(batch.mask.all()) else batch.mask
         return feed(components, batch.embeds, cache, new, positions), cache, mask

@@ -18,7 +18,7 @@ from ..steps.guidance import guiding
 from ..steps.sequence import SuffixBatch, encode_prefix, suffix_row
 from ..steps.visual_tokens import fed_positions
 from .language_data import CodePrompt, LanguageBatch
-from .reading import PromptReader, alike
+from .reading import PromptReader
 
 PICTURES_AT_ONCE = 16  # an accelerator encodes a multiple of it
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
@@ -70,7 +70,7 @@ class CodeTerms(PromptReader):
                 weights.append(F.pad(weight[written], (0, 1), value=OUTSIDE_WEIGHT))
             here_prefix = prefix if prompts is edits else encode_prefix(self.components, self.context, None)
             inside: list[tuple[torch.Tensor, torch.Tensor]] = []
-            for group in alike([len(row.ids) for row in rows]):
+            for group in self._groups(rows):
                 hidden, suffixes = self._run(
                     [prompts[i] for i in group],
                     here_prefix,
@@ -87,12 +87,10 @@ class CodeTerms(PromptReader):
                     missed = self._missed(logits, wanted)
                     figures.add("edit_distance", missed.sum().item(), len(missed))
                     terms.add("vectors", self.recipe.options["vectors"] * missed)
-                theirs = [weights[i] for i in group]
                 # A mean for each prompt: a new background has ten times the cells of a new colour, not ten times the weight.
-                theirs = [w.to(entropy.device) for w in theirs]
-                parts = zip(entropy.split([len(w) for w in theirs]), theirs, strict=True)
-                means += [(e * w).sum() / w.sum() for e, w in parts]
-                cells = torch.cat(theirs) >= 1
+                theirs = torch.cat([weights[i] / weights[i].sum() for i in group]).to(entropy.device)
+                means += [part.sum() for part in (entropy * theirs).split([len(weights[i]) for i in group])]
+                cells = (torch.cat([weights[i] for i in group]) >= 1).to(entropy.device)
                 inside.append((entropy.detach()[cells], right[cells]))
             for entropy, right in inside:
                 figures.add(name, entropy.sum().item(), len(entropy))
@@ -130,10 +128,11 @@ class CodeTerms(PromptReader):
             columns.append(span[0] - 1 + known)  # a code is read from the state before it
             cells.append(here[known])
         at, read, cell = torch.cat(rows), torch.cat(columns), torch.cat(cells)
-        canvas = torch.ones(1, 1, *pictures.shape[-2:], device=hidden.device)
+        canvas = torch.ones(1, 1, *pictures.shape[-2:])
         changes = [canvas if p.change is None else p.change.to(canvas) for p in prompts]
         about = [change if p.about is None else p.about.to(canvas) for p, change in zip(prompts, changes, strict=True)]
-        places = conditioner.places(torch.cat(about), torch.cat(changes), grammar.pixel_grid)
+        about, changes = (torch.cat(masks).to(hidden.device) for masks in (about, changes))
+        places = conditioner.places(about, changes, grammar.pixel_grid)
         guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
         return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
 
@@ -155,20 +154,20 @@ class CodeTerms(PromptReader):
     @torch.no_grad()
     def _all_codes(self, batch: LanguageBatch, encoding: FocusImageEncoding) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of every target picture; the scenes' own come from the encoding."""
-        count = len(batch.pixel_values)
+        count, total = len(batch.pixel_values), len(batch.target_pixels)
         tokenizer = self.components.visual_tokenizer
         features, pixels = [encoding.vision.fused_features], [encoding.vision.pixel_features]
-        if len(batch.target_pixels) > count:
-            wanted = batch.target_pixels[count:]
-            number = len(wanted)
-            if wanted.device.type != "cpu":  # convolutions are planned for each number of pictures
-                wanted = wanted[torch.arange(-(-number // PICTURES_AT_ONCE) * PICTURES_AT_ONCE).clamp(max=number - 1)]
-            others = encode_tensors(self.components, wanted)
-            features.append(others.vision.fused_features[:number])
-            pixels.append(others.vision.pixel_features[:number])
+        if total > count:
+            others = batch.target_pixels[count:]
+            if others.device.type != "cpu":  # convolutions are planned for each number of pictures
+                rounded = -(-len(others) // PICTURES_AT_ONCE) * PICTURES_AT_ONCE
+                others = others[torch.arange(rounded).clamp(max=len(others) - 1)]
+            seen = encode_tensors(self.components, others).vision
+            features.append(seen.fused_features)
+            pixels.append(seen.pixel_features)
         _, semantic, _, _ = tokenizer.encode_semantic(torch.cat(features))
         _, pixel, _ = tokenizer.quantize_pixels(torch.cat(pixels))
-        return semantic, pixel
+        return semantic[:total], pixel[:total]
 
     def _inside(self, prompt, grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Which semantic and which pixel cells are written, bool [hs, ws] and [hp, wp]."""

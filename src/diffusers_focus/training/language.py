@@ -28,7 +28,6 @@ from .initialize import initialize_code_rows, initialize_copy_heads, match_token
 from .language_data import LanguageBatch, MaskPrompt, draw_batch
 from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
-from .reading import alike
 from .sample_data import SampleBatches
 from .terms import Figures, Terms
 from .trainer import StageRecipe
@@ -191,7 +190,7 @@ class LanguageObjective(CodeTerms):
     def _texts(self, batch, prefix, regions, terms, figures) -> None:
         rows = [suffix_row(self.context, p.parts) for p in batch.texts]
         entropies, asked, kinds = [], [], {}
-        for group in alike([len(row.ids) for row in rows]):
+        for group in self._groups(rows):
             hidden, suffixes = self._run([batch.texts[i] for i in group], prefix, regions, [rows[i] for i in group])
             entropy, right, here = self._written(hidden, suffixes.labels)
             # A mean for each answer: a caption has twenty times the tokens of a yes, not twenty times the weight.
@@ -233,23 +232,24 @@ class LanguageObjective(CodeTerms):
             return x.flatten(0, 1)[own]
 
         coarse = F.avg_pool2d(pixels.mask_features, 2)
-        truths = [self._truth(p, batch) for p in batch.masked]
-        small = [_resized(t, coarse.shape[-2:], "area") for t in truths]
+        table, places, counts = _objects(batch)
+        small = _resized(table, coarse.shape[-2:], "area")
         with torch.no_grad():
             logits = of_prompts(torch.einsum("bgnc,bchw->bgnhw", out.mask_embeds, coarse[shown]))
         scores = of_prompts(out.condition_logits)
         scores = torch.where(asked[:, None], scores, torch.zeros_like(scores))  # [R, N, K]
-        chosen = [self._meant(p, len(t), scores) for p, t in zip(batch.masked, truths, strict=True)]
-        costs = [_selection_costs(s, c, k) for s, c, k in zip(scores.detach(), chosen, asked, strict=True)]
-        for cost, meant in zip(costs, chosen, strict=True):
-            if cost.shape[1] > cost.shape[0]:  # more objects than proposals: first those that are meant
-                cost += 1e3 * (meant.sum(1) == 0)
-        pairs = match(logits, small, costs)
+        meant = self._meant(batch.masked, counts, scores)
+        costs = _selection_costs(scores.detach(), meant, asked)
+        crowded = torch.tensor([count > scores.shape[1] for count in counts], device=scores.device)
+        # More objects than proposals: first those that are meant.
+        costs = costs + 1e3 * (crowded[:, None] & (meant.sum(-1) == 0))[:, None]
+        pairs = match(logits, small[places], costs, counts)
         source = torch.cat([torch.full_like(p, i) for i, (p, _) in enumerate(pairs)])
-        proposals = torch.cat([p for p, _ in pairs])
-        target = torch.cat([small[i][o] for i, (_, o) in enumerate(pairs)])
+        proposals, objects = (torch.cat(part) for part in zip(*pairs, strict=True))
+        found = places[source, objects]
+        target = small[found]
         wanted = torch.zeros_like(scores, dtype=torch.float32)
-        wanted[source, proposals] = torch.cat([chosen[i][o] for i, (_, o) in enumerate(pairs)])
+        wanted[source, proposals] = meant[source, objects]
         ignored = self._ignored(batch.masked)
         shared = asked / asked.sum(
             1, keepdim=True
@@ -276,7 +276,7 @@ class LanguageObjective(CodeTerms):
             add_selection(of_prompts(earlier), 0.3)
         embeds = of_prompts(out.mask_embeds)[source, proposals]
         fine = torch.einsum("mc,mchw->mhw", embeds, pixels.mask_features[pictures[source]])
-        full = torch.cat([truths[i][o] for i, (_, o) in enumerate(pairs)])
+        full = table[found]
         fine = _resized(fine.float(), full.shape[-2:], "bilinear")
         add_masks(fine, full, 1.0)
         add_selection(of_prompts(out.condition_logits), 1.0)
@@ -284,25 +284,20 @@ class LanguageObjective(CodeTerms):
             iou = mask_iou(fine, full)
         quality = of_prompts(out.quality_logits)[source, proposals].float()
         terms.add("quality", F.binary_cross_entropy_with_logits(quality, iou, reduction="none"))
-        self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, pairs, chosen, terms, figures)
+        means = meant.amax(-1).cpu()[source, objects] > 0
+        self._edit_masks(batch, of_prompts(out.edit_embeds), pixels, source[means], proposals[means], terms, figures)
         if self.mixture.clips and batch.scenes.clips:
             embeds = of_prompts(out.instance_embeds)[source, proposals]
-            self._identities(batch, embeds, pictures[source], torch.cat([o for _, o in pairs]), terms, figures)
+            self._identities(batch, embeds, pictures[source], objects, terms, figures)
         self._mask_figures(batch, scores, wanted, iou, source, proposals, figures)
 
-    def _truth(self, prompt: MaskPrompt, batch: LanguageBatch) -> torch.Tensor:
-        """Masks the proposals of a prompt should find: all objects, and the background where it is meant."""
-        masks = batch.masks[prompt.image]
-        if not prompt.background:
-            return masks
-        return torch.cat([masks, 1 - masks.amax(0, keepdim=True)])
-
-    def _meant(self, prompt: MaskPrompt, number: int, scores: torch.Tensor) -> torch.Tensor:
-        """float [objects, K], which object answers which condition."""
-        meant = torch.zeros(number, scores.shape[-1])
-        meant[list(prompt.targets), list(prompt.conditions or (0,) * len(prompt.targets))] = 1
-        if prompt.background:
-            meant[-1, 0] = 1
+    def _meant(self, prompts: Sequence[MaskPrompt], counts: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+        """float [R, objects, K], which object answers which condition."""
+        meant = torch.zeros(len(prompts), max(counts), scores.shape[-1])
+        for row, prompt, count in zip(meant, prompts, counts, strict=True):
+            row[list(prompt.targets), list(prompt.conditions or (0,) * len(prompt.targets))] = 1
+            if prompt.background:
+                row[count - 1, 0] = 1
         return meant.to(scores.device)
 
     def _ignored(self, prompts: Sequence[MaskPrompt]) -> torch.Tensor | None:
@@ -312,21 +307,16 @@ class LanguageObjective(CodeTerms):
             return None
         return torch.stack([torch.zeros_like(known) if p.ignored is None else p.ignored for p in prompts]).float()
 
-    def _edit_masks(self, batch, embeds, pixels, pairs, chosen, terms, figures) -> None:
+    def _edit_masks(self, batch, embeds, pixels, source, proposals, terms, figures) -> None:
         """Where pixels may change: the second mask of the proposals that were meant (stage 4)."""
-        logits, targets = [], []
-        for i, (prompt, (proposals, objects)) in enumerate(zip(batch.masked, pairs, strict=True)):
-            if prompt.change is None:
-                continue
-            meant = proposals[chosen[i][objects].amax(1).cpu() > 0]
-            if not len(meant):
-                continue
-            logits.append(torch.einsum("mc,chw->mhw", embeds[i, meant], pixels.mask_features[prompt.image]))
-            targets.append(prompt.change[None].expand(len(meant), -1, -1))
-        if not logits:
+        edits = torch.tensor([batch.masked[i].change is not None for i in source.tolist()], dtype=torch.bool)
+        source, proposals = source[edits], proposals[edits]
+        if not len(source):
             return
-        target = torch.cat(targets)
-        predicted = _resized(torch.cat(logits).float(), target.shape[-2:], "bilinear")
+        pictures = torch.tensor([batch.masked[i].image for i in source.tolist()])
+        logits = torch.einsum("mc,mchw->mhw", embeds[source, proposals], pixels.mask_features[pictures])
+        target = torch.stack([batch.masked[i].change for i in source.tolist()]).to(logits.device)
+        predicted = _resized(logits.float(), target.shape[-2:], "bilinear")
         bce, dice = mask_loss(predicted, target)
         terms.add("edit", bce + dice, len(target))
         with torch.no_grad():
@@ -356,15 +346,43 @@ class LanguageObjective(CodeTerms):
         table = torch.zeros_like(wanted[..., 0])
         table[source, proposals] = iou
         best = scores[..., 0].argmax(-1)
-        reached = (table * wanted[..., 0]).gather(1, best[:, None])[:, 0]
+        reached = (table * wanted[..., 0]).gather(1, best[:, None])[:, 0].tolist()
         figures.add("iou", iou.sum().item(), len(iou))
         for i, prompt in enumerate(batch.masked):
             alone = len(prompt.targets) == 1 and prompt.conditions is None
             if alone and prompt.kind not in ("plural", "edit"):
                 kind = "region" if prompt.region is not None else "referring"
-                figures.add(f"miou_{kind}", reached[i].item(), 1)
+                figures.add(f"miou_{kind}", reached[i], 1)
                 if prompt.region is None:
-                    figures.add(f"r_{prompt.kind}", reached[i].item(), 1)
+                    figures.add(f"r_{prompt.kind}", reached[i], 1)
+
+
+def _objects(batch: LanguageBatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """What the proposals of each prompt should find: all objects of its picture, and the background where it is meant.
+
+    Returns:
+        Masks [T, S, S] of all pictures; int64 [R, M], the place of each prompt's there; and how many of the M there are. Objects
+        keep their order, the background is the last.
+    """
+    masks, starts, total = list(batch.masks), [], 0
+    for own in batch.masks:
+        starts.append(total)
+        total += len(own)
+    rows, backgrounds = [], {}
+    for prompt in batch.masked:
+        own = batch.masks[prompt.image]
+        row = list(range(starts[prompt.image], starts[prompt.image] + len(own)))
+        if prompt.background:
+            if prompt.image not in backgrounds:
+                backgrounds[prompt.image] = total
+                total += 1
+                masks.append(1 - own.amax(0, keepdim=True))
+            row.append(backgrounds[prompt.image])
+        rows.append(row)
+    places = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for place, row in zip(places, rows, strict=True):
+        place[: len(row)] = torch.tensor(row, dtype=torch.long)
+    return torch.cat(masks), places, [len(row) for row in rows]
 
 
 def _seats(pictures: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
@@ -396,16 +414,17 @@ def _resized(masks: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tenso
 
 
 def _selection_costs(scores: torch.Tensor, meant: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """[N, M]: a proposal the condition selects suits a meant object, and the other way round.
+    """[..., N, M]: a proposal the condition selects suits a meant object, and the other way round.
 
     Args:
-        scores: [N, K], logits.
-        meant: [M, K], which object answers which condition.
-        asked: bool [K], which conditions there are.
+        scores: [..., N, K], logits.
+        meant: [..., M, K], which object answers which condition.
+        asked: bool [..., K], which conditions there are.
 
     An object that answers some conditions looks at those alone (its class), one that answers none at all of them.
     """
     scores = scores.float()
-    picked = meant.sum(1, keepdim=True).clamp(min=1)
-    none = (meant.sum(1, keepdim=True) == 0) * asked / asked.sum()
-    return -(F.logsigmoid(scores) @ (meant / picked).T + F.logsigmoid(-scores) @ none.T)
+    answers = meant.sum(-1, keepdim=True)
+    asked = asked[..., None, :]
+    none = (answers == 0) * asked / asked.sum(-1, keepdim=True)
+    return -(F.logsigmoid(scores) @ (meant / answers.clamp(min=1)).mT + F.logsigmoid(-scores) @ none.mT)

@@ -20,7 +20,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
