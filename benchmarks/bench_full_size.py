@@ -9,7 +9,7 @@ never stop in the right place: an answer is therefore written to its last token,
 How fast tokens can be read: each token reads the language model's layers and the pixel codes' rows of the head once, both branches
 of guidance together. These bytes over the measured bandwidth of a copy are the least time of a token; keys and values are left out.
 
-A task that fails is reported with its error, the others are still measured, and the exit status is 1. Writes
+A task that fails is reported with its error, the others are still measured, and the exit status is 1. Writes, after each task,
 results/full_size_<hardware>_<date>.json and .md (`full_size_tiny_...` with `--tiny`).
 """
 
@@ -146,8 +146,9 @@ def size_of(*modules: Any) -> float:
 class Bench:
     """The tasks; each leaves its figures in `timings`, `figures` or `finite`, or its error in `errors`."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, machine: dict[str, Any]) -> None:
         self.options, self.clock, self.cuda = options, Clock(options.device), options.device.startswith("cuda")
+        self.machine = machine
         self.timings: dict[str, dict[str, Any]] = {}
         self.figures: dict[str, Any] = {}
         self.parameters: dict[str, float] = {}
@@ -158,6 +159,24 @@ class Bench:
         self.tokens, self.written = Tokens(self.clock), Written()
         editing.write_codes = self.tokens
         understand.write_text = segment.write_text = self.written
+
+    def save(self) -> Path:
+        """Write both files with what there is so far; returns the path of the table."""
+        options, machine = self.options, self.machine
+        given = {"variant": "focus-tiny" if options.tiny else "focus-3b", "dtype": options.dtype, **self.settings}
+        given |= {"repeats": options.repeats, "steps": options.steps, "guidance scale": GUIDANCE, "edited share": SHARE}
+        result = {
+            **{"date": datetime.date.today().isoformat(), "hardware": machine, "versions": versions()},
+            "settings": given,
+            **{name: getattr(self, name) for name in ("parameters", "timings", "figures", "finite", "errors")},
+        }
+        where = machine["processor" if machine["device"] == "cpu" else "device"]
+        slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+        path = Path(options.output) / f"full_size_{'tiny_' if options.tiny else ''}{slug}_{result['date']}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(path.with_suffix(".json"), result)
+        path.write_text(report(result, where), encoding="utf-8")
+        return path
 
     def attempt(self, name: str, task: Callable[[], Any]) -> Any:
         """What a task returns; None where it fails: its error is kept and the next one has its turn."""
@@ -268,16 +287,21 @@ class Bench:
             for name, call in turns.items():
                 run = self.attempt(name, lambda call=call: self.once(call))
                 runs[name] += [run] if number and run is not None else []
-        if runs["edit"]:
-            self.row("edit", runs["edit"], self.figures["GB after loading"], f"{self.tokens.drawn} visual tokens")
-            spent = statistics.median(run.tokens for run in runs["edit"])
-            without = statistics.median(run.seconds - run.tokens for run in runs["edit"])
-            self.figures |= {"visual tokens": self.tokens.drawn, "seconds of visual tokens": spent}
-            self.figures["seconds of the edit without them"] = without
-            if runs.get("inpaint"):
-                self.row("inpaint, stock SDXL", runs["inpaint"], own, "a mask that somebody else has drawn")
-                ratio = without / self.timings["inpaint, stock SDXL"]["median_s"]
-                self.figures |= {"edit without tokens / inpaint": ratio, "target, at most": bench_edit.TARGET}
+            if runs["edit"]:
+                self.compare(runs, own)
+                self.save()
+
+    def compare(self, runs: dict[str, list[Run]], own: float) -> None:
+        """What the rounds so far say; `own` are the GB that inpainting holds."""
+        self.row("edit", runs["edit"], self.figures["GB after loading"], f"{self.tokens.drawn} visual tokens")
+        spent = statistics.median(run.tokens for run in runs["edit"])
+        without = statistics.median(run.seconds - run.tokens for run in runs["edit"])
+        self.figures |= {"visual tokens": self.tokens.drawn, "seconds of visual tokens": spent}
+        self.figures["seconds of the edit without them"] = without
+        if runs.get("inpaint"):
+            self.row("inpaint, stock SDXL", runs["inpaint"], own, "a mask that somebody else has drawn")
+            ratio = without / self.timings["inpaint, stock SDXL"]["median_s"]
+            self.figures |= {"edit without tokens / inpaint": ratio, "target, at most": bench_edit.TARGET}
 
     def limits(self) -> None:
         """The least time of a token: what it reads over what a copy moves."""
@@ -335,25 +359,14 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("diffusers_focus").setLevel(logging.ERROR)  # what an edit means is no matter here
     machine = hardware(argparse.Namespace(device=options.device))
-    bench = Bench(options)
+    bench = Bench(options, machine)
     bench.attempt("load", bench.load)
     if bench.pipe is not None:
-        for task in (bench.ask, bench.segment, bench.check, bench.edit_and_inpaint, bench.limits):
+        # Bandwidth first: it takes no time, and a run that is cut off keeps what is saved.
+        for task in (bench.limits, bench.ask, bench.segment, bench.edit_and_inpaint, bench.check, bench.limits):
             bench.attempt(task.__name__, task)
-    given = {"variant": "focus-tiny" if options.tiny else "focus-3b", "dtype": options.dtype, **bench.settings}
-    given |= {"repeats": options.repeats, "steps": options.steps, "guidance scale": GUIDANCE, "edited share": SHARE}
-    result = {
-        **{"date": datetime.date.today().isoformat(), "hardware": machine, "versions": versions(), "settings": given},
-        **{name: getattr(bench, name) for name in ("parameters", "timings", "figures", "finite", "errors")},
-    }
-    where = machine["processor" if machine["device"] == "cpu" else "device"]
-    slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
-    name = f"full_size_{'tiny_' if options.tiny else ''}{slug}_{result['date']}"
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_json(folder / f"{name}.json", result)
-    (folder / f"{name}.md").write_text(report(result, where), encoding="utf-8")
-    print(folder / f"{name}.md")
+            bench.save()
+    print(bench.save())
     return 1 if bench.errors else 0
 
 
