@@ -147,8 +147,8 @@ def train(arm: Arm, name: str, seed: int, folder: Path, steps: int) -> Any:
     return components
 
 
-def evaluated(components: Any, count: int, tasks: list[str]) -> dict[str, Any]:
-    """What `diffusers-focus eval` says of a run, on new scenes."""
+def evaluated(components: Any, count: int, tasks: list[str], **settings: Any) -> dict[str, Any]:
+    """What `diffusers-focus eval` says of a run, on new scenes; `settings` are the pipeline's."""
     from diffusers_focus import FocusPipeline
     from diffusers_focus.evaluation.run import evaluate
 
@@ -156,7 +156,7 @@ def evaluated(components: Any, count: int, tasks: list[str]) -> dict[str, Any]:
         if isinstance(part, torch.nn.Module):
             part.eval()
     nothing = dict.fromkeys(("mask_conditioner", "unet", "vae", "scheduler"))
-    pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False)
+    pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False, **settings)
     pipe.set_progress_bar_config(disable=True)
     return evaluate(pipe, count, ["in"], tasks)
 

@@ -25,7 +25,7 @@ def truth() -> EditTruth:
     support = square(10, 20)
     after = source.copy()
     after[support] = 160
-    return EditTruth(source, after, source[None, support], support, support, support)
+    return EditTruth(source, after, after[None, support], source[None, support], support, support, support)
 
 
 def test_the_true_picture_in_the_true_place_is_perfect(truth):

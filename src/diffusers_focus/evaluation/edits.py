@@ -13,7 +13,7 @@ measured too: what was kept outside, how the edit mask fits the true change, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from .tasks import Batch, figure, kinds_of, scene_rng, union_mask
 SUPPORT_DILATION = 4
 EXCESS_DILATION = 8
 PLACE_FIGURES = ("background_kept", "coverage", "excess", "seam", "seam_true")
+STRIPES = tuple((slant, shift / 8) for slant in (1, -1) for shift in range(8))
+"""Ways in which stripes may lie: either diagonal, from eight places of their period."""
 _TRIES = 8
 
 
@@ -39,7 +41,9 @@ class EditTruth:
     Args:
         source: uint8 [S, S, 3], the picture before.
         truth: uint8 [S, S, 3], the true re-render.
-        wrong: uint8 [A, P, 3], the other re-renders, at the P pixels of `inside` only.
+        right: uint8 [T, P, 3], at the P pixels of `inside` only: the true re-render, and where an object becomes striped the same
+            with its stripes lying in other ways, which the world leaves open and nothing in the picture says.
+        wrong: uint8 [A, P, 3], the other re-renders, their stripes in all these ways too.
         inside: bool [S, S], the support of source and true object, grown by 4 pixels.
         support: bool [S, S], the same before it was grown.
         target: bool [S, S], the visible object the instruction is about (for background edits, all that is no object).
@@ -47,6 +51,7 @@ class EditTruth:
 
     source: np.ndarray
     truth: np.ndarray
+    right: np.ndarray
     wrong: np.ndarray
     inside: np.ndarray
     support: np.ndarray
@@ -87,18 +92,34 @@ def edit_truth(scene: Scene, edit: Edit, size: int) -> EditTruth:
     support = edit_support(scene, edit, size)
     inside = dilate(support, SUPPORT_DILATION)
     truth = render(edit.result, size).image
-    wrong = [render(other, size).image[inside] for other in (scene, *alternatives(scene, edit))]
+    right = [pixels[inside] for pixels in _pictures(edit.result, edit, size)]
+    others = (scene, *alternatives(scene, edit))
+    wrong = [pixels[inside] for other in others for pixels in _pictures(other, edit, size)]
     # A re-render that looks like the truth here (an attribute that does not show) is not a wrong answer.
-    wrong = [pixels for pixels in wrong if (pixels != truth[inside]).any()]
+    wrong = [pixels for pixels in wrong if all((pixels != one).any() for one in right)]
     target = drawn.masks[edit.targets[0]] if edit.targets else ~drawn.masks.any(axis=0)
-    return EditTruth(drawn.image, truth, np.stack(wrong), inside, support, target)
+    return EditTruth(drawn.image, truth, np.stack(right), np.stack(wrong), inside, support, target)
+
+
+def _pictures(scene: Scene, edit: Edit, size: int) -> list[np.ndarray]:
+    """A scene as an answer to an edit: uint8 [S, S, 3], and again with the stripes of an object that was solid in every way."""
+    drawn = render(scene, size)
+    became_striped = edit.edit_kind == "fill" and edit.result.objects[edit.targets[0]].fill == "striped"
+    # An alternative without the object is as long as the source less one.
+    if not became_striped or len(scene.objects) < len(edit.result.objects):
+        return [drawn.image]
+    if scene.objects[edit.targets[0]].fill == "solid":
+        return [drawn.image]
+    own = drawn.masks[edit.targets[0]][..., None]
+    ways = (render(replace(scene, stripes=way), size).image for way in STRIPES)
+    return [drawn.image, *(np.where(own, picture, drawn.image) for picture in ways)]
 
 
 def is_right(picture: np.ndarray, truth: EditTruth) -> bool:
     """Whether a result [S, S, 3] in 0..255 is nearer to the true re-render than to every other one, inside."""
     seen = picture[truth.inside].astype(np.float32)
-    distance = np.abs(seen - truth.truth[truth.inside]).mean()
-    return bool(distance < np.abs(seen[None] - truth.wrong).mean(axis=(1, 2)).min())
+    to_right, to_wrong = (np.abs(seen[None] - pixels).mean(axis=(1, 2)).min() for pixels in (truth.right, truth.wrong))
+    return bool(to_right < to_wrong)
 
 
 def score_edit(picture: np.ndarray, truth: EditTruth) -> dict[str, float]:

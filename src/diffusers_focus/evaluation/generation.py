@@ -25,12 +25,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..data.language import caption
 from ..data.regions_sampling import dilate
 from ..data.world import COLOURS, FILLS, SHAPES, SIZES, Background, Scene, WorldObject, render
-from .edits import SUPPORT_DILATION, seeded, to_levels
+from .edits import STRIPES, SUPPORT_DILATION, seeded, to_levels
 from .tasks import Batch, figure
 
 RADII = 4  # of an object's size, evenly
 SEARCH = 2  # the places are searched at a half of the resolution, and then pixel by pixel around the best
-SHIFTS = 8  # of stripes, evenly over a period
 Stripes = tuple[int, float]
 
 
@@ -70,7 +69,7 @@ def _stripes(item: WorldObject) -> tuple[Stripes, ...]:
     """How its bands may lie."""
     if item.fill == "solid":
         return ((1, 0.0),)
-    return tuple((slant, shift / SHIFTS) for slant in (1, -1) for shift in range(SHIFTS))
+    return STRIPES
 
 
 def _look(item: WorldObject, radius: float, stripes: Stripes, grown: int = SUPPORT_DILATION) -> Look:
