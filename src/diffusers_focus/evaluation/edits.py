@@ -3,7 +3,8 @@
 Paper: FOCUS (arXiv 2506.16806), section 4.5 (instruction editing; figures and Emu-Edit scores there). The world knows
 the truth of every edit, so a stricter question can be asked than a similarity: inside the support of the source and the
 true object, grown by 4 pixels, is the result nearer (mean L1) to the true re-render than to the source and to every
-re-render that differs from the truth in one attribute (other colours, other shapes, the other fill, no object)?
+re-render that differs from the truth in one attribute (other colours, other shapes, the other fill, no object)? How new stripes
+lie is no attribute: docs/design.md, "Benchmarks and data".
 
 Every edit runs twice: composited (the default, the input's own pixels outside the edit mask) and raw (the decoder's
 whole picture). They are reported apart, so that compositing alone cannot earn a figure. Of the composited run the place is

@@ -414,14 +414,15 @@ def _add_edit(draft, image: int, scene: Scene, rendered: Rendered, edit, mixture
 
 
 def _about(rendered: Rendered, edit, seed: int) -> torch.Tensor | None:
-    """What an edit is about, as a model finds it: float [1, 1, S, S], its pixels and some less or more; now and then not known.
+    """What an edit is about, as a model finds it: float [1, 1, S, S], mostly its very pixels, else some less or more; now and then
+    not known.
 
     It has random numbers of its own, so that batches are what they were without it.
     """
     rng = np.random.default_rng((seed, 3))
     if edit.edit_kind == "background" or rng.random() < 0.15:
         return None
-    mask, pixels = rendered.masks[list(edit.targets)].any(axis=0), int(rng.integers(-1, 3))
+    mask, pixels = rendered.masks[list(edit.targets)].any(axis=0), int(rng.choice((0, 0, 0, 0, -1, 1, 2)))
     mask = dilate(mask, pixels) if pixels >= 0 else erode(mask, -pixels)
     return torch.from_numpy(mask).float()[None, None]
 
