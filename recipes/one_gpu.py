@@ -3,7 +3,7 @@
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
-Expected:  the published 3-drawn: 340 steps of 64 pictures in 370 s on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA
+Expected:  3-drawn as it was run: 340 steps of 64 pictures in 370 s on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA
            MPS server, 27 November 2026; 60 pictures a second where two processor cores alone make 2.
 
 A model this small leaves a GPU waiting: a step is some ten thousand operations, and starting one costs the processor more than

@@ -1,10 +1,11 @@
-"""Growing a language model: the same outputs, more to train."""
+"""Components that grow: the same outputs, more to train."""
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from diffusers_focus.training.growth import grow_language_model
+from diffusers_focus.models.mask_conditioner import FocusMaskConditioner
+from diffusers_focus.training.growth import grow_language_model, with_outlines
 
 
 def small(**changes) -> Qwen2ForCausalLM:
@@ -90,3 +91,41 @@ def test_the_dtype_stays():
 def test_what_cannot_grow_is_told(sizes, message):
     with pytest.raises(ValueError, match=message):
         grow_language_model(small(), **sizes)
+
+
+def guiding(**changes) -> FocusMaskConditioner:
+    torch.manual_seed(0)
+    conditioner = FocusMaskConditioner(2, 8, 16, 8, guidance_dim=24, language_hidden_size=12, **changes)
+    torch.nn.init.normal_(conditioner.cell_guidance.proj_out.weight)
+    torch.nn.init.normal_(conditioner.proj_out.weight)
+    return conditioner
+
+
+def cells() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    objects, changes = torch.zeros(2, 1, 32, 32), torch.ones(2, 1, 32, 32)
+    objects[0, 0, 4:12, 8:24], objects[1, 0, 20:28, 2:9] = 1, 1
+    places = guiding().places(objects, changes, (4, 4))
+    return torch.randn(*places.shape[:2], 12), places
+
+
+def test_outlines_change_nothing_until_they_are_trained():
+    before = guiding()
+    after = with_outlines(before, 8)
+    assert after.config.outline_dim == 8 and before.config.outline_dim is None
+    states, places = cells()
+    torch.testing.assert_close(after.guide(states, places), before.guide(states, places))
+    mask, tokens = torch.rand(1, 1, 4, 4), torch.randn(1, 8, 2, 2)
+    torch.testing.assert_close(after(mask, tokens).sequence, before(mask, tokens).sequence)
+    assert before.outlines(states, places) is None and after.outlines(states, places).shape == (2, 16, 64)
+    after.guide(states, places).sum().backward()
+    assert after.cell_guidance.outline_in.weight.grad.abs().sum() > 0
+
+
+def test_what_has_outlines_keeps_them():
+    conditioner = guiding(outline_dim=8)
+    assert with_outlines(conditioner, 8) is conditioner
+    with pytest.raises(ValueError, match="a width of 8, not 9"):
+        with_outlines(conditioner, 9)
+    with pytest.raises(ValueError, match="without guidance_dim"):
+        with_outlines(FocusMaskConditioner(2, 8, 16, 8), 8)

@@ -93,6 +93,7 @@ TINY: dict[str, dict[str, Any]] = {
         "cross_attention_dim": 128,
         "hidden_dim": 64,
         "guidance_dim": 512,
+        "outline_dim": 192,
         "language_hidden_size": 192,
     },
     "unet": {

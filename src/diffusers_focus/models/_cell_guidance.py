@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ._cell_outline import POINTS, CellOutline
+
 TAIL = 0.02  # share of a mask on either side that its extent leaves out: a stray pixel is no part of an outline
 SINES = (1.0, 2.0, 4.0)  # radians a cell, and radians a half extent
 PICTURE_SINES = (0.2, 0.4, 0.8)  # radians a cell, from the corner of the picture
@@ -77,9 +79,10 @@ class CellGuidance(nn.Module):
     Args:
         language_hidden_size: H.
         hidden_dim: inner width.
+        outline_dim: inner width of the outlines of what is not there yet (`CellOutline`); None has none.
     """
 
-    def __init__(self, language_hidden_size: int, hidden_dim: int) -> None:
+    def __init__(self, language_hidden_size: int, hidden_dim: int, outline_dim: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(language_hidden_size)
         self.state_in = nn.Linear(language_hidden_size, hidden_dim)
@@ -87,18 +90,36 @@ class CellGuidance(nn.Module):
         self.mlp = nn.Linear(hidden_dim, hidden_dim)
         self.proj_out = nn.Linear(hidden_dim, language_hidden_size, bias=False)
         nn.init.zeros_(self.proj_out.weight)
+        self.outline = self.outline_in = None
+        if outline_dim is not None:
+            self.outline = CellOutline(language_hidden_size, PLACE_DIM, outline_dim)
+            self.outline_in = nn.Linear(POINTS * POINTS, hidden_dim, bias=False)
+            nn.init.zeros_(self.outline_in.weight)  # silent until it is trained
 
-    def forward(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def outlines(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor | None:
+        """Logits [..., POINTS * POINTS] of the points of cells that the thing will cover; None without `outline_dim`."""
+        if self.outline is None:
+            return None
+        dtype = self.proj_out.weight.dtype
+        away, half = 4 * places[..., :2].float(), 2 * places[..., 4:6].float()  # as `cell_places` has them
+        return self.outline(self.norm(states.to(dtype)), places.to(dtype), away, half)
+
+    def forward(self, states: torch.Tensor, places: torch.Tensor, outlines: torch.Tensor | None = None) -> torch.Tensor:
         """Guide states.
 
         Args:
             states: [..., H], of the language model's last layer, normalised as its head reads them.
             places: [..., PLACE_DIM], of the cells whose tokens the states are to say, from `cell_places`.
+            outlines: what `outlines` says of them, where that is known already.
 
         Returns:
             [..., H] in the dtype of `states`.
         """
         inner = states.to(self.proj_out.weight.dtype)
-        hidden = F.gelu(self.state_in(self.norm(inner)) + self.place_in(places.to(inner.dtype)))
-        hidden = F.gelu(self.mlp(hidden))
+        hidden = self.state_in(self.norm(inner)) + self.place_in(places.to(inner.dtype))
+        if self.outline_in is not None:
+            seen = self.outlines(states, places) if outlines is None else outlines
+            assert seen is not None
+            hidden = hidden + self.outline_in((seen / 2).tanh())
+        hidden = F.gelu(self.mlp(F.gelu(hidden)))
         return states + self.proj_out(hidden).to(states.dtype)

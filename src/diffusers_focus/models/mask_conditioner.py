@@ -65,6 +65,7 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         hidden_dim: Inner width, a multiple of 4.
         guidance_dim: Inner width of the guidance of visual tokens; None has none.
         language_hidden_size: H, width of the language model that is guided; needed with `guidance_dim`.
+        outline_dim: Inner width of the outlines of what is not there yet, a part of that guidance; None has none.
     """
 
     _supports_gradient_checkpointing = True
@@ -81,6 +82,7 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         hidden_dim: int = 512,
         guidance_dim: int | None = None,
         language_hidden_size: int | None = None,
+        outline_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -107,7 +109,11 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
                     f"guidance_dim is {guidance_dim}, but language_hidden_size is not given; it is the width of the language model "
                     "whose visual tokens are guided."
                 )
-            self.cell_guidance = CellGuidance(language_hidden_size, guidance_dim)
+            self.cell_guidance = CellGuidance(language_hidden_size, guidance_dim, outline_dim)
+        elif outline_dim is not None:
+            raise ValueError(
+                f"outline_dim is {outline_dim} without guidance_dim; outlines are a part of the guidance of tokens, so give both."
+            )
 
     def places(self, objects: torch.Tensor, changes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Where the cells of a token grid lie in what is edited, for `guide`: float32 [B, rows * columns, P], see `cell_places`.
@@ -119,11 +125,17 @@ class FocusMaskConditioner(FocusHubMixin, ModelMixin, ConfigMixin, PeftAdapterMi
         """
         return cell_places(objects, changes, grid)
 
-    def guide(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def guide(self, states: torch.Tensor, places: torch.Tensor, outlines: torch.Tensor | None = None) -> torch.Tensor:
         """States [..., H] that visual tokens are read from, guided by the places [..., P] of their cells; as they are without
-        `guidance_dim`.
+        `guidance_dim`. `outlines` are those of `self.outlines`, where they are known already.
         """
-        return states if self.cell_guidance is None else self.cell_guidance(states, places)
+        return states if self.cell_guidance is None else self.cell_guidance(states, places, outlines)
+
+    def outlines(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor | None:
+        """Where in their cells the thing will be that an edit draws: logits [..., 64] of 8 x 8 points, row by row; None without
+        `outline_dim`. Arguments as those of `guide`.
+        """
+        return None if self.cell_guidance is None else self.cell_guidance.outlines(states, places)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a `height` x `width` latent grid; their product is the sequence length T."""

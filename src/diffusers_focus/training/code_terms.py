@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..models._cell_outline import POINTS
 from ..processing.grammar import VisualTokenGrammar
 from ..processing.masks import resample_mask
 from ..steps.encode import FocusImageEncoding, encode_tensors
@@ -19,6 +20,7 @@ from ..steps.sequence import SuffixBatch, encode_prefix, suffix_row
 from ..steps.visual_tokens import fed_positions
 from .language_data import CodePrompt, LanguageBatch
 from .reading import PromptReader
+from .terms import Figures, Terms
 
 PICTURES_AT_ONCE = 16  # an accelerator encodes a multiple of it
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
@@ -78,7 +80,8 @@ class CodeTerms(PromptReader):
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )
-                hidden = self._guided(hidden, suffixes, [prompts[i] for i in group], grammar, batch.target_pixels)
+                here = [prompts[i] for i in group]
+                hidden = self._guided(hidden, suffixes, here, grammar, batch.target_pixels, terms, figures)
                 wanted = suffixes.labels[:, 1:]
                 here = wanted >= 0
                 logits, wanted = self._logits(hidden[:, :-1][here]), wanted[here]
@@ -112,8 +115,12 @@ class CodeTerms(PromptReader):
         prompts: Sequence[CodePrompt],
         grammar: VisualTokenGrammar,
         pictures: torch.Tensor,
+        terms: Terms,
+        figures: Figures,
     ) -> torch.Tensor:
-        """Hidden states [R, L, H] with those that pixel codes are read from guided by where their cells lie."""
+        """Hidden states [R, L, H] with those that pixel codes are read from guided by where their cells lie; how well the outlines
+        of what is drawn are foreseen is a term of the loss.
+        """
         conditioner = guiding(self.components)
         if conditioner is None:
             return hidden
@@ -133,8 +140,29 @@ class CodeTerms(PromptReader):
         about = [change if p.about is None else p.about.to(canvas) for p, change in zip(prompts, changes, strict=True)]
         about, changes = (torch.cat(masks).to(hidden.device) for masks in (about, changes))
         places = conditioner.places(about, changes, grammar.pixel_grid)
-        guided = conditioner.guide(hidden[at, read], places[at.to(places.device), cell.to(places.device)])
+        states, places = hidden[at, read], places[at.to(places.device), cell.to(places.device)]
+        outlines = conditioner.outlines(states, places)
+        guided = conditioner.guide(states, places, outlines)
+        if outlines is not None:
+            self._outlines(outlines, at, cell, prompts, grammar, terms, figures)
         return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
+
+    def _outlines(self, outlines, at, cell, prompts, grammar, terms: Terms, figures: Figures) -> None:
+        """Cross-entropy of the points of cells, of edits whose outlines are known."""
+        known = torch.tensor([p.outline is not None for p in prompts])[at]
+        if not known.any():
+            return
+        rows, columns = grammar.pixel_grid
+        blank = torch.zeros(1, 1, rows * POINTS, columns * POINTS)
+        truths = [blank if p.outline is None else F.adaptive_avg_pool2d(p.outline, blank.shape[-2:]) for p in prompts]
+        cells = F.unfold(torch.cat(truths), POINTS, stride=POINTS).mT  # [R, cells, points]
+        wanted = cells[at[known], cell[known]].to(outlines.device)
+        logits = outlines[known.to(outlines.device)].float()
+        terms.add("outline", F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1))
+        with torch.no_grad():
+            crossed = (wanted.amin(-1) < 0.5) & (wanted.amax(-1) > 0.5)
+            right = ((logits > 0) == (wanted > 0.5)).float().mean(-1)[crossed]
+            figures.add("outline_right", right.sum().item(), len(right))
 
     def _noised(self, ids: torch.Tensor, before: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
         """A history of an image block with wrong codes in it: some or all cells are the source's, or any codes at all.

@@ -1,4 +1,4 @@
-"""A trained language model made deeper and wider, that says the same as before until it is trained on.
+"""Trained components made larger, that do the same as before until they are trained on.
 
 Depth: blocks are copied and the copies' output projections are zero, so that each begins as the identity (LLaMA Pro,
 arXiv 2401.02415, Apache-2.0). Width: what is added inside a feed-forward network is drawn as at the beginning and read with weight
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 from transformers import Qwen2ForCausalLM
+
+from ..models.mask_conditioner import FocusMaskConditioner
 
 GROWS = ("num_hidden_layers", "intermediate_size")
 FEED_FORWARD_INPUTS = ("gate_proj", "up_proj")
@@ -66,3 +68,26 @@ def grow_language_model(model: Qwen2ForCausalLM, *, seed: int = 0, **sizes: int)
         else:
             value.copy_(known)
     return grown.train(model.training)
+
+
+@torch.no_grad()
+def with_outlines(conditioner: FocusMaskConditioner, outline_dim: int, *, seed: int = 0) -> FocusMaskConditioner:
+    """A mask conditioner with outlines of what is not there yet that says what the one given says; that one where it has them.
+
+    Raises:
+        ValueError: it does not guide visual tokens, or its outlines have another width.
+    """
+    # `from_config` would take what was a default before for a default again.
+    config = {name: value for name, value in conditioner.config.items() if not name.startswith("_")}
+    if conditioner.config.outline_dim is not None:
+        if conditioner.config.outline_dim != outline_dim:
+            raise ValueError(
+                f"the outlines have a width of {conditioner.config.outline_dim}, not {outline_dim}; leave it out"
+            )
+        return conditioner
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        larger = type(conditioner)(**{**config, "outline_dim": outline_dim})
+    missing, unknown = larger.load_state_dict(conditioner.state_dict(), strict=False)
+    assert not unknown and all(".outline" in name for name in missing)
+    return larger.to(conditioner.device, conditioner.dtype).train(conditioner.training)

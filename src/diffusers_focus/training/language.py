@@ -38,6 +38,7 @@ WEIGHTS = {
     "names": 3.0,
     "codes": 3.0,
     "vectors": 1.0,
+    "outline": 3.0,
     "bce": 5.0,
     "dice": 5.0,
     "select": 2.0,

@@ -97,6 +97,7 @@ class CodePrompt:
         change: float [1, 1, S, S], cells touching it are written, all others are the source's; None writes everything.
         seed: of the noise in what is read instead of the true history.
         about: float [1, 1, S, S], what the edit is about, roughly; None takes `change` for it, or the whole picture.
+        outline: float [1, 1, S, S], what is drawn instead, nothing where that is taken away; None where it is not known.
     """
 
     image: int
@@ -105,6 +106,7 @@ class CodePrompt:
     change: torch.Tensor | None = None
     seed: int = 0
     about: torch.Tensor | None = None
+    outline: torch.Tensor | None = None
 
 
 @dataclass
@@ -403,14 +405,26 @@ def _add_edit(draft, image: int, scene: Scene, rendered: Rendered, edit, mixture
         draft.codes.append(CodePrompt(image, parts, image, _change(scene, edit, draft.size[0], rng), _noise_seed(rng)))
         return
     answer = build_answer(EDIT)
-    draft.targets.append(render(edit.result, draft.size[0]).image)
+    result = render(edit.result, draft.size[0])
+    draft.targets.append(result.image)
     for text in _wordings(scene, edit, mixture.wordings, rng):
         parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
         change = _change(scene, edit, draft.size[0], rng)
         noise = _noise_seed(rng)
         draft.codes.append(
-            CodePrompt(image, parts, len(draft.targets) - 1, change, noise, _about(rendered, edit, noise))
+            CodePrompt(
+                *(image, parts, len(draft.targets) - 1, change, noise, _about(rendered, edit, noise)),
+                outline=_outline(result, edit),
+            )
         )
+
+
+def _outline(result: Rendered, edit: Edit) -> torch.Tensor | None:
+    """What an edit draws in place of an object: float [1, 1, S, S]."""
+    if edit.edit_kind == "background":
+        return None
+    masks = result.masks[list(edit.targets)] if edit.edit_kind != "remove" else result.masks[:0]
+    return torch.from_numpy(masks.any(axis=0)).float()[None, None]
 
 
 def _about(rendered: Rendered, edit, seed: int) -> torch.Tensor | None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from .autoencoder import AutoencoderObjective
 from .diffusion import DecoderObjective
 from .features import FeatureObjective
-from .growth import grow_language_model
+from .growth import grow_language_model, with_outlines
 from .initialize import initialize_anchors
 from .language import LanguageObjective
 from .perception import PerceptionObjective
@@ -76,6 +76,16 @@ GUIDED = {
 }
 # Pictures from descriptions, which nothing before had more than a few of; all the rest goes on, in a larger language model.
 DRAWN = {**GUIDED, "generations": 1.0, "edits": 3.0}
+# Edits alone, for the outlines of what they draw.
+EDITING = {
+    "questions": 0,
+    "referring": 0,
+    "generalized": 0,
+    "regions": 0,
+    "edits": 6.0,
+    "dropout": 0.0,
+    "history_noise": 0.7,
+}
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
 # Pairs of frames alone, for the head that stage 3 leaves as it was (its mixture has no clips).
@@ -264,6 +274,17 @@ STAGES: dict[str, StageRecipe] = {
             },
         ),
         StageRecipe(
+            name="3-outlined",
+            objective="language",
+            groups=(replace(GUIDANCE, optional=False, learning_rate=2e-3),),
+            steps=600,
+            batch_size=8,
+            decay_fraction=0.6,
+            warmup_steps=30,
+            seed=83,
+            options={"mixture": EDITING, "vectors": 2.0, "outline_dim": 192},
+        ),
+        StageRecipe(
             name="3-identities",
             objective="language",
             groups=(ParameterGroup("mask_decoder", 2e-3, include=("instance_head",)),),
@@ -414,6 +435,8 @@ def build_objective(recipe: StageRecipe, components: Any, root: str | Path) -> O
     def language() -> LanguageObjective:
         if recipe.options.get("grow"):
             c.language_model = grow_language_model(c.language_model, seed=recipe.seed, **recipe.options["grow"])
+        if recipe.options.get("outline_dim"):
+            c.mask_conditioner = with_outlines(c.mask_conditioner, recipe.options["outline_dim"], seed=recipe.seed)
         return LanguageObjective(c, recipe)
 
     builders: dict[str, Callable[[], Any]] = {
