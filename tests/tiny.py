@@ -18,6 +18,7 @@ from diffusers_focus.models.vision_encoder import FocusVisionEncoder
 from diffusers_focus.models.visual_tokenizer import FocusVisualTokenizer
 from diffusers_focus.processing.images import FocusImageProcessor
 from diffusers_focus.processing.vocabulary import build_tiny_tokenizer, extend_tokenizer
+from diffusers_focus.training.growth import with_outlines
 
 SIZE = 64
 SEMANTIC_CODES, PIXEL_CODES, TAG_STEP = 24, 40, 16
@@ -48,6 +49,9 @@ def _mask_conditioner() -> FocusMaskConditioner:
         language_hidden_size=WIDTH,
     )
     torch.nn.init.normal_(conditioner.cell_guidance.proj_out.weight)
+    conditioner = with_outlines(conditioner, 8)
+    with torch.random.fork_rng():
+        torch.nn.init.normal_(conditioner.cell_guidance.outline_in.weight)
     return conditioner
 
 

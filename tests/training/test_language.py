@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffusers_focus.data.edits import sample_edit
+from diffusers_focus.data.world import render
 from diffusers_focus.processing.grammar import VisualTokenGrammar
 from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.processing.prompts import EDIT
@@ -22,6 +24,7 @@ from diffusers_focus.steps.visual_tokens import block_template, fed_positions, w
 from diffusers_focus.training.code_terms import OUTSIDE_WEIGHT
 from diffusers_focus.training.language import LanguageObjective, _selection_costs
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, STAGES, build_objective, get_stage
+from diffusers_focus.training.terms import Figures, Terms
 from diffusers_focus.training.trainer import ParameterGroup, StageRecipe, Trainer
 
 from tests.tiny import SIZE, tiny_components
@@ -430,7 +433,8 @@ def test_codes_are_learned_from_the_states_that_they_are_written_from():
     codes = {"code_ids": ids[0, read].tolist(), "code_places": read.tolist(), "code_answers": drawn.tolist()}
     whole = suffix_row(here.context, prompt.parts, **codes)
     hidden, suffixes = here._run([prompt], prefix, None, [whole])
-    hidden = here._guided(hidden, suffixes, [prompt], grammar, batch.target_pixels)
+    figures = Terms(hidden.device), Figures()
+    hidden = here._guided(hidden, suffixes, [prompt], grammar, batch.target_pixels, *figures)
     start = suffixes.codes[0][0]
     states = hidden[0, start - 1 : start - 1 + len(read)][drawn]
     logits = parts_.language_model.lm_head(states)
@@ -441,9 +445,62 @@ def test_codes_are_learned_from_the_states_that_they_are_written_from():
 
 
 def _tag(here: LanguageObjective, prompt: Any) -> int:
-    """How many parts of an edit prompt stand before its image block."""
+    """How many segments of an edit prompt stand before its image block."""
     question = here.context.style.suffix(EDIT, text="x", height_width=(SIZE, SIZE))
-    return len(question)
+    return len(here.context.segments(question))
+
+
+def test_outlines_are_those_of_the_cells_that_are_written():
+    """Logits cut from the truth cell by cell cost nothing; those of another cell do; without an outline nothing is asked."""
+    here = objective({**EDITS, "edits": 3.0})
+    prompts = [p for p in here.batch(0).codes if p.outline is not None and p.outline.any()][:2]
+    grid = (SIZE // 4, SIZE // 4)  # cells of half as many pixels as an outline has points
+    size = grid[0]
+    truths = [F.interpolate(p.outline, scale_factor=2.0)[0, 0] for p in prompts]
+    at = torch.tensor([0] * size**2 + [1] * size**2)
+    cell = torch.arange(size**2).repeat(2)
+    cut = torch.stack(
+        [
+            truths[row][8 * (k // size) : 8 * (k // size) + 8, 8 * (k % size) : 8 * (k % size) + 8].flatten()
+            for row, k in zip(at.tolist(), cell.tolist(), strict=True)
+        ]
+    )
+    grammar = SimpleNamespace(pixel_grid=grid)
+
+    def asked(logits: torch.Tensor, prompts: list) -> tuple[dict[str, float], dict[str, float]]:
+        terms, figures = Terms(torch.device("cpu")), Figures()
+        here._outlines(logits, at, cell, prompts, grammar, terms, figures)
+        return terms.means(), figures.means()
+
+    losses, figures = asked(40 * cut - 20, prompts)
+    assert losses["outline"] < 1e-4 and figures["outline_right"] == 1.0
+    losses, figures = asked((40 * cut - 20).roll(1, 0), prompts)
+    assert losses["outline"] > 0.5 and figures["outline_right"] < 1.0
+    assert asked(cut, [replace(p, outline=None) for p in prompts]) == ({}, {})
+
+
+def test_the_outline_of_an_edit_is_what_it_draws():
+    """Nothing where an object is taken away; of a new background there is none."""
+    kinds: dict[str, list[Any]] = {}
+    here = objective(EDITS)
+
+    def remembered(scene, rng):
+        kinds.setdefault("drawn", []).append(sample_edit(scene, rng))
+        return kinds["drawn"][-1]
+
+    here.draw_edit = remembered
+    for step in range(6):
+        kinds["drawn"] = []
+        batch = here.batch(step)
+        for prompt, edit in zip(batch.codes, kinds["drawn"], strict=True):
+            if edit.edit_kind == "background":
+                assert prompt.outline is None
+            elif edit.edit_kind == "remove":
+                assert not prompt.outline.any()
+            else:
+                assert torch.equal(
+                    prompt.outline[0, 0].bool(), torch.from_numpy(render(edit.result, SIZE).masks[edit.targets[0]])
+                )
 
 
 @torch.no_grad()

@@ -72,18 +72,14 @@ def grow_language_model(model: Qwen2ForCausalLM, *, seed: int = 0, **sizes: int)
 
 @torch.no_grad()
 def with_outlines(conditioner: FocusMaskConditioner, outline_dim: int, *, seed: int = 0) -> FocusMaskConditioner:
-    """A mask conditioner with outlines of what is not there yet that says what the one given says; that one where it has them.
+    """A mask conditioner with outlines of what is not there yet that says what the given one says; that one where it has some.
 
     Raises:
-        ValueError: it does not guide visual tokens, or its outlines have another width.
+        ValueError: it does not guide visual tokens.
     """
     # `from_config` would take what was a default before for a default again.
     config = {name: value for name, value in conditioner.config.items() if not name.startswith("_")}
     if conditioner.config.outline_dim is not None:
-        if conditioner.config.outline_dim != outline_dim:
-            raise ValueError(
-                f"the outlines have a width of {conditioner.config.outline_dim}, not {outline_dim}; leave it out"
-            )
         return conditioner
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
