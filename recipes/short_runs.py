@@ -30,7 +30,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
-STEPS = {"asking": 500, "expressions": 250, "outlines": 1000}
+STEPS = {"asking": 500, "expressions": 600, "outlines": 1000}
 SETTINGS = {"mask_refinement": 1.5}  # as published
 EXPRESSIONS = {**ablations.MIXTURE, "questions": 8, "generalized": 3, "edits": 0.0}
 OUTLINES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
