@@ -86,4 +86,6 @@ def with_outlines(conditioner: FocusMaskConditioner, outline_dim: int, *, seed: 
         larger = type(conditioner)(**{**config, "outline_dim": outline_dim})
     missing, unknown = larger.load_state_dict(conditioner.state_dict(), strict=False)
     assert not unknown and all(".outline" in name for name in missing)
-    return larger.to(conditioner.device, conditioner.dtype).train(conditioner.training)
+    # torch's own way: diffusers' warns of parts that are to stay in float32, of which there are none.
+    torch.nn.Module.to(larger, conditioner.device, conditioner.dtype)
+    return larger.train(conditioner.training)
