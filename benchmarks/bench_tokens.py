@@ -312,7 +312,9 @@ def main() -> None:
         "hardware": hardware(SimpleNamespace(device=options.device)),
         "versions": versions(),
     }
-    given = {name: getattr(options, name) for name in ("hidden", "layers", "head_dim", "size", "dtype", "repeats")}
+    given = {
+        name: getattr(options, name) for name in ("hidden", "layers", "head_dim", "inner", "size", "dtype", "repeats")
+    }
     given["cudnn attention"] = not options.no_cudnn_attention
     result = {**facts, "options": given, "figures": found, "ratios": of, "targets": TARGETS}
     of_machine = facts["hardware"]

@@ -3,8 +3,9 @@
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
-Expected:  3-drawn as it was run: 340 steps of 64 pictures in 370 s on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA
-           MPS server, 27 November 2026; 60 pictures a second where two processor cores alone make 2.
+Expected:  3-drawn took 370 s for 340 steps of 64 pictures on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA MPS
+           server, 27 November 2026; 60 pictures a second where two processor cores alone make 2. That was by a script of the
+           day that did the same; this file has run with two processes on a processor, not on a GPU yet.
 
 A model this small leaves a GPU waiting: a step is some ten thousand operations, and starting one costs the processor more than
 running it costs the GPU. So several processes share the GPU and average their gradients over gloo (NCCL allows one process a

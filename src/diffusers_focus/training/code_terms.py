@@ -80,8 +80,8 @@ class CodeTerms(PromptReader):
                     [rows[i] for i in group],
                     [histories[i] for i in group],
                 )
-                here = [prompts[i] for i in group]
-                hidden = self._guided(hidden, suffixes, here, grammar, batch.target_pixels, terms, figures)
+                asked = [prompts[i] for i in group]
+                hidden = self._guided(hidden, suffixes, asked, grammar, batch.target_pixels, terms, figures)
                 wanted = suffixes.labels[:, 1:]
                 here = wanted >= 0
                 logits, wanted = self._logits(hidden[:, :-1][here]), wanted[here]
