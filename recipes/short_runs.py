@@ -4,11 +4,12 @@ Command:   python recipes/short_runs.py                        (the runs that ar
            python recipes/short_runs.py --table
 Hardware:  one CPU core, 10 to 25 minutes a run and half as long to measure. A stopped run goes on where it was.
 
-Three runs, of pictures that are drawn anew for every step. None knows anything of language or of prompts before it begins:
-  "asking"       the recipe of stage 2 on a language model and adapters that know nothing: questions alone.
-  "expressions"  goes on with that and the published mask decoder: the joint objective on expressions, lists and questions.
-  "outlines"     a mask decoder that knows nothing but its pixel decoder's features of stage 0, an untrained language model, pairs
-                 of frames: regions and clips. Its head of identities goes on alone afterwards (`3-identities`).
+Three runs, of pictures that are drawn anew for every step. Each begins with a language model and adapters that know nothing; the
+published encoders and mask decoder can tell objects apart, but nobody has asked them for one yet:
+  "asking"       the recipe of stage 2: questions alone.
+  "expressions"  goes on with that: the joint objective on expressions, lists of names and questions.
+  "pointing"     regions, and clips as pairs of frames; what scores a mask against a prompt, its quality and its identity knows
+                 nothing either. The head of identities goes on alone afterwards (`3-identities`).
 Measured with the tasks of `diffusers-focus eval` on new scenes. Beside them stand baselines that see no picture or do not read: the
 most frequent answer of a kind of question, the outline of the largest object whatever the words (true to the pixel), no mask at
 all, the prompt itself as the mask, the mask of the given frame all along, the nearest place.
@@ -30,14 +31,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
-STEPS = {"asking": 500, "expressions": 600, "outlines": 1000}
+STEPS = {"asking": 300, "expressions": 500, "pointing": 250}
+HEADS = ("condition_head", "quality_head", "instance_head")
 SETTINGS = {"mask_refinement": 1.5}  # as published
-EXPRESSIONS = {**ablations.MIXTURE, "questions": 8, "generalized": 3, "edits": 0.0}
-OUTLINES = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
+EXPRESSIONS = {**ablations.MIXTURE, "questions": 6, "generalized": 1.5, "edits": 0.0}
+POINTING = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
 TASKS = {
     "asking": ("questions",),
     "expressions": ("referring", "reasoning", "generalized", "classes"),
-    "outlines": ("click", "scribble", "box", "mask", "clips"),
+    "pointing": ("click", "scribble", "box", "mask", "clips"),
 }
 # title, run, path to the figure, path to its baseline (None: computed here), what the baseline is
 ROWS = (
@@ -52,27 +54,27 @@ ROWS = (
     ("indirect expressions, mIoU", "expressions", ("reasoning", "mIoU"), None, "the largest object"),
     ("none, one or many, gIoU", "expressions", ("generalized", "gIoU"), None, "never a mask"),
     ("lists of names, AP50", "expressions", ("classes", "AP50"), None, ""),
-    ("a click, mIoU", "outlines", ("click", "mIoU"), ("click", "echo_mIoU"), "the prompt itself"),
-    ("a scribble, mIoU", "outlines", ("scribble", "mIoU"), ("scribble", "echo_mIoU"), "the prompt itself"),
-    ("a box, mIoU", "outlines", ("box", "mIoU"), ("box", "echo_mIoU"), "the prompt itself"),
-    ("a rough mask, mIoU", "outlines", ("mask", "mIoU"), ("mask", "echo_mIoU"), "the prompt itself"),
+    ("a click, mIoU", "pointing", ("click", "mIoU"), ("click", "echo_mIoU"), "the prompt itself"),
+    ("a scribble, mIoU", "pointing", ("scribble", "mIoU"), ("scribble", "echo_mIoU"), "the prompt itself"),
+    ("a box, mIoU", "pointing", ("box", "mIoU"), ("box", "echo_mIoU"), "the prompt itself"),
+    ("a rough mask, mIoU", "pointing", ("mask", "mIoU"), ("mask", "echo_mIoU"), "the prompt itself"),
     (
         "clips, pointed at, J&F",
-        "outlines",
+        "pointing",
         ("clips", "regions", "J&F"),
         ("clips", "regions", "echo_J&F"),
         "the true first mask",
     ),
     (
         "clips, words, J&F",
-        "outlines",
+        "pointing",
         ("clips", "words", "J&F"),
         ("clips", "words", "echo_J&F"),
         "its first mask all along",
     ),
     (
         "clips, identities linked",
-        "outlines",
+        "pointing",
         ("clips", "links", "linked"),
         ("clips", "links", "linked_by_place"),
         "nearest place",
@@ -82,16 +84,13 @@ ROWS = (
 
 def begin(run: str, seed: int = 0) -> SimpleNamespace:
     """The components of a run before its first step."""
-    from diffusers_focus.training.initialize import initialize_anchors
-
     components = ablations.build(ablations.ARMS["base"], seed)
-    if run == "outlines":
+    if run == "pointing":
         known = components.mask_decoder
         torch.manual_seed(seed)
         fresh = type(known).from_config(known.config)
-        initialize_anchors(components.vision_encoder, fresh)
-        fresh.pixel_decoder.load_state_dict(known.pixel_decoder.state_dict())
-        components.mask_decoder = fresh.float()
+        for head in HEADS:
+            getattr(known, head).load_state_dict(getattr(fresh, head).state_dict())
     return components
 
 
@@ -114,9 +113,10 @@ def train(run: str, folder: Path) -> Any:
     fast = tuple(replace(group, learning_rate=2 * group.learning_rate) for group in stage.groups)
     recipe = replace(stage, name=run, steps=STEPS[run], seed=1000)
     if run == "expressions":
-        options = {"mixture": {**EXPRESSIONS, "question_kinds": get_stage("2").options["mixture"]["question_kinds"]}}
+        kinds = get_stage("2").options["mixture"]["question_kinds"]
+        options = {"mixture": {**EXPRESSIONS, "question_kinds": kinds}, "masks_every": 2}
         return go_on(train("asking", folder), replace(recipe, groups=fast, options=options), run)
-    options = {"mixture": OUTLINES, "match_scale": True}
+    options = {"mixture": POINTING, "match_scale": True}
     reading = tuple(group for group in fast if group.component in ("language_model", "vision_encoder"))
     groups = (*reading, ParameterGroup("mask_decoder", 1.5e-3))
     components = go_on(begin(run), replace(recipe, groups=groups, options=options), run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageFilter
 from diffusers_focus.data.clips import ClipSpec, edit_of_frame, sample_clip
 from diffusers_focus.data.edits import EDIT_KINDS, edit_support
 from diffusers_focus.data.world import render
-from diffusers_focus.evaluation.edit_clips import EditClipTask
+from diffusers_focus.evaluation.edit_clips import EditClipTask, score_clip
 from diffusers_focus.evaluation.edits import edit_sample
 from diffusers_focus.evaluation.run import DEFAULT_TASKS, evaluate
 from diffusers_focus.evaluation.tasks import SIZE, draw_batch
@@ -100,6 +101,41 @@ def test_what_shakes_is_found_out():
     figures, records = measured(Editor(leak))
     assert value(figures, "still_outside") < 1.0 and value(figures, "flicker_outside_most") == 2.0
     assert value(figures, "right") == 1.0 and all(row["flicker_outside_most"] in (0, 2) for row in records)
+
+
+def test_new_stripes_may_lie_in_any_way_but_not_in_two():
+    clips = (sample_clip(seed, SPEC) for seed in range(100))
+    striped = ((clip, _becomes_striped(clip)) for clip in clips)
+    clip, edit = next((clip, edit) for clip, edit in striped if edit is not None)
+    source = np.stack([clip.render(index, SIZE).image for index in range(SPEC.frames)])
+    there = [edit_of_frame(clip, edit, index) for index in range(SPEC.frames)]
+    own = clip.scene.stripes
+
+    def right(*ways):
+        edited = [
+            np.where(render(here.result, SIZE).masks[edit.targets[0]][..., None], drawn, kept)
+            for here, drawn, kept in zip(
+                there,
+                (render(replace(here.result, stripes=way), SIZE).image for here, way in zip(there, ways, strict=True)),
+                (render(here.result, SIZE).image for here in there),
+            )
+        ]
+        return score_clip(np.stack(edited), source, np.zeros(source.shape[:3], bool), clip, edit)
+
+    other, shifted = (-own[0], own[1]), (own[0], own[1] + 0.5)
+    assert right(own, own, own)["right"] == right(other, other, other)["right"] == 1.0
+    assert right(shifted, shifted, shifted)["right"] == 1.0
+    solid = score_clip(source, source, np.zeros(source.shape[:3], bool), clip, edit)
+    assert solid["right"] == solid["right_frames"] == 0.0
+    assert right(own, other, own)["right_frames"] == 1.0
+
+
+def _becomes_striped(clip):
+    try:
+        edit = edit_sample(clip.scene, False, "edit_clips", ["fill"])
+    except ValueError:
+        return None
+    return edit if edit.result.objects[edit.targets[0]].fill == "striped" else None
 
 
 def test_an_edit_keeps_what_it_changes_through_the_clip():

@@ -5,7 +5,8 @@ Paper: FOCUS (arXiv 2506.16806) shows edited videos as figures only, so the meas
 frame's own noise. The place of the edit is the pipeline's: read from the instruction, and followed.
 
 Right is the nearest-re-render rule of edits.py over all frames together: nearer (mean L1, inside the support grown by 4 pixels) to
-the true clip than to the source and to every clip that differs from the truth in one attribute. Flicker outside the edit masks and
+the true clip than to the source and to every clip that differs from the truth in one attribute. New stripes may lie in any way, in
+the same one in every frame. Flicker outside the edit masks and
 inside the true change: picture_metrics.py.
 """
 
@@ -19,10 +20,9 @@ import numpy as np
 from ..data.clips import Clip, ClipSpec, edit_of_frame, sample_clip
 from ..data.edits import Edit, alternatives, edit_support
 from ..data.regions_sampling import dilate
-from ..data.world import render
 from ..steps.composite import relative_radius
 from . import metrics
-from .edits import SUPPORT_DILATION, edit_sample, seeded
+from .edits import SUPPORT_DILATION, edit_sample, possible_pictures, seeded
 from .picture_metrics import flicker_inside, flicker_outside, psnr
 from .tasks import GROUPS, Batch, figure, kinds_of
 
@@ -89,17 +89,15 @@ def score_clip(edited: np.ndarray, source: np.ndarray, free: np.ndarray, clip: C
         frame, here = clip.frame(index), edit_of_frame(clip, edit, index)
         inside = edit_support(frame, here, size)
         inside = dilate(inside, SUPPORT_DILATION) if inside.any() else inside
-        true = render(here.result, size).image
+        right = possible_pictures(here.result, here, size)
+        others = (frame, *alternatives(frame, here))
+        wrong = np.stack([one[inside] for other in others for one in possible_pictures(other, here, size)]).astype(
+            np.float32
+        )
         supports.append(inside)
-        truths.append(true)
-        # First the truth, then the source and the other clips, each with its difference from the truth.
-        others = [render(other, size).image[inside] for other in (frame, *alternatives(frame, here))]
-        seen, wanted = picture[inside].astype(np.float32), true[inside].astype(np.float32)
+        truths.append(right[0])
         distances.append(
-            [
-                (float(np.abs(seen - one).sum()), bool((one != wanted).any()))
-                for one in (wanted, *(other.astype(np.float32) for other in others))
-            ]
+            _distances(picture[inside].astype(np.float32), np.stack([one[inside] for one in right]), wrong)
         )
     inside, true = np.stack(supports), np.stack(truths)
     found: dict[str, Any] = {}
@@ -117,11 +115,19 @@ def score_clip(edited: np.ndarray, source: np.ndarray, free: np.ndarray, clip: C
     return found
 
 
-def _nearest(frames: Sequence[Sequence[tuple[float, bool]]]) -> bool:
-    """Whether the first clip is nearer than every other one that differs from it in some frame."""
-    totals = np.asarray([[distance for distance, _ in frame] for frame in frames]).sum(axis=0)
-    differs = np.asarray([[other for _, other in frame] for frame in frames]).any(axis=0)
-    return bool((totals[0] < totals[1:][differs[1:]]).all()) and bool(differs.any())
+def _distances(seen: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a frame's pixels [P, 3]: how far they are from right answers [R, P, 3] and wrong ones [A, P, 3], as [R] and [A], and which
+    wrong answers look other than which right ones, [A, R].
+    """
+    to_right, to_wrong = (np.abs(seen - pictures).sum(axis=(1, 2)) for pictures in (right, wrong))
+    return to_right, to_wrong, np.stack([(wrong != one).any(axis=(1, 2)) for one in right], axis=1)
+
+
+def _nearest(frames: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> bool:
+    """Whether one right clip is nearer than every clip that differs from all right ones in some frame."""
+    to_right, to_wrong = (np.sum([frame[part] for frame in frames], axis=0) for part in (0, 1))
+    is_wrong = np.any([frame[2] for frame in frames], axis=0).all(axis=1)
+    return bool(is_wrong.any()) and bool(to_right.min() < to_wrong[is_wrong].min())
 
 
 def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

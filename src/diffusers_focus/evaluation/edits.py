@@ -92,18 +92,18 @@ def edit_truth(scene: Scene, edit: Edit, size: int) -> EditTruth:
     drawn = render(scene, size)
     support = edit_support(scene, edit, size)
     inside = dilate(support, SUPPORT_DILATION)
-    answers = _pictures(edit.result, edit, size)
-    right = [pixels[inside] for pixels in answers]
+    true = possible_pictures(edit.result, edit, size)
+    right = [pixels[inside] for pixels in true]
     others = (scene, *alternatives(scene, edit))
-    wrong = [pixels[inside] for other in others for pixels in _pictures(other, edit, size)]
+    wrong = [pixels[inside] for other in others for pixels in possible_pictures(other, edit, size)]
     # A re-render that looks like the truth here (an attribute that does not show) is not a wrong answer.
     wrong = [pixels for pixels in wrong if all((pixels != one).any() for one in right)]
     target = drawn.masks[edit.targets[0]] if edit.targets else ~drawn.masks.any(axis=0)
-    return EditTruth(drawn.image, answers[0], np.stack(right), np.stack(wrong), inside, support, target)
+    return EditTruth(drawn.image, true[0], np.stack(right), np.stack(wrong), inside, support, target)
 
 
-def _pictures(scene: Scene, edit: Edit, size: int) -> list[np.ndarray]:
-    """A scene as an answer to an edit: uint8 [S, S, 3], and again with the stripes of an object that was solid in every way."""
+def possible_pictures(scene: Scene, edit: Edit, size: int) -> list[np.ndarray]:
+    """An edit's outcome, uint8 [S, S, 3], and again for every way in which the stripes of an object that was solid may lie."""
     drawn = render(scene, size)
     became_striped = edit.edit_kind == "fill" and edit.result.objects[edit.targets[0]].fill == "striped"
     there = len(scene.objects) == len(edit.result.objects)  # one alternative has no object
