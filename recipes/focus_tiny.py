@@ -8,7 +8,8 @@ Command:   make tiny                                  (every stage, then pipelin
            ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no
              --dynamo_backend no -m diffusers_focus.cli train --stage 3-found --output runs/focus-tiny   (two processes, two cores)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
-Hardware:  two CPU cores with AVX-512 BF16; each stage uses one thread, independent stages may run side by side.
+Hardware:  two CPU cores with AVX-512 BF16 (without it float32 is used, about half as fast); each stage uses one thread, independent
+           stages may run side by side.
 Hours:     16.5 core-hours for the published stages (sum of the records; 3-all shared its core); stage 3 takes an hour and a half
            on two cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every other an hour or less, and
            each can be stopped at any time.

@@ -34,7 +34,7 @@ RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
 STEPS = {"asking": 300, "expressions": 500, "pointing": 250}
 HEADS = ("condition_head", "quality_head", "instance_head")
 SETTINGS = {"mask_refinement": 1.5}  # as published
-EXPRESSIONS = {**ablations.MIXTURE, "questions": 6, "generalized": 1.5, "edits": 0.0}
+EXPRESSIONS = {**ablations.MIXTURE, "questions": 6, "referring": 3, "generalized": 2, "edits": 0.0}
 POINTING = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
 TASKS = {
     "asking": ("questions",),

@@ -15,7 +15,7 @@ from diffusers_focus.data.world_samples import world_records
 from diffusers_focus.training.components import build_component, load_component, load_components, save_component
 from diffusers_focus.training.run import run_stage
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, TOKEN_SCALES, build_objective, get_stage
-from diffusers_focus.training.trainer import Trainer
+from diffusers_focus.training.trainer import Trainer, fastest_precision
 
 SHORT = {"steps": 2, "batch_size": 2, "size": 64, "log_every": 1}
 
@@ -76,6 +76,7 @@ def test_the_language_stage_goes_on_where_the_encoders_stage_stopped(tmp_path):
     assert moved == set(ADAPTERS)
     record = json.loads((tmp_path / "stages" / "2" / "recipe.json").read_text())
     assert record["complete"] and record["step"] == 2 and record["recipe"]["batch_size"] == 1
+    assert record["precision"] == fastest_precision(cpu=True)
 
     # Asked again, both are done: neither trains, and the older one does not put its own encoder back.
     before = (tmp_path / "stages" / "2" / "log.csv").stat().st_mtime_ns

@@ -19,6 +19,8 @@ from diffusers_focus.training.trainer import (
     StageRecipe,
     Trainer,
     build_optimizers,
+    computes_bfloat16,
+    fastest_precision,
     select_parameters,
     shortened,
 )
@@ -266,6 +268,23 @@ def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path):
     other.optimizers = {"muon": other.optimizers["adamw"]}
     with pytest.raises(ValueError, match=r"other optimisers \(adamw\)"):
         other.load_checkpoint()
+
+
+def test_bfloat16_is_for_processors_that_compute_it():
+    assert computes_bfloat16({"architecture": "x86_64", "avx2": True, "avx512_f": True, "avx512_bf16": True})
+    assert computes_bfloat16({"architecture": "aarch64", "neon": True, "bf16": True})
+    assert not computes_bfloat16({"architecture": "x86_64", "avx2": True, "avx512_f": True, "avx512_bf16": False})
+    assert not computes_bfloat16({})
+
+
+@pytest.mark.parametrize("precision", [None, "no", "bf16"])
+def test_a_run_computes_in_the_precision_of_its_recipe_or_of_its_device(tmp_path, precision):
+    trainer = vae_trainer(tmp_path, replace(RECIPE, mixed_precision=precision))
+    wanted = precision or fastest_precision(cpu=True)
+    assert trainer.precision == trainer.accelerator.mixed_precision == wanted
+    with trainer.accelerator.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if wanted == "bf16" else torch.float32)
 
 
 def test_the_rate_warms_up_stays_and_falls_to_two_percent():

@@ -120,7 +120,7 @@ def run_stage(
     if not trainer.accelerator.is_main_process:
         return done
     record = {"recipe": asdict(recipe), "step": trainer.step, "seconds": round(trainer.seconds, 1), "complete": done}
-    record["processes"] = trainer.accelerator.num_processes
+    record |= {"processes": trainer.accelerator.num_processes, "precision": trainer.precision}
     if skipped is not None:
         record["skipped"] = {**skipped.counts, "reasons": skipped.reasons}
         replace_text(folder / SKIPPED, json.dumps({"names": skipped.names, "reasons": skipped.reasons}))
