@@ -2,6 +2,7 @@
 
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
+           python recipes/one_gpu.py --stage 3-drawn --pictures 24 --minutes 7 --set outline_dim=192   (outlines learnt with the rest)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
 Expected:  3-drawn took 370 s for 340 steps of 64 pictures on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA MPS
            server, 27 November 2026; 60 pictures a second where two processor cores alone make 2. That was by a script of the
@@ -30,6 +31,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from diffusers_focus.command_line import override
+
 ROOT = Path(__file__).resolve().parents[1]
 CONSTANT = 0.4  # share of the time before the decay
 ENDLESS = 10**6
@@ -45,6 +48,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of each process")
     parser.add_argument("--minutes", type=float, default=None, metavar="M", help="as many steps as fit")
     parser.add_argument("--steps", type=int, default=None, metavar="N")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        type=override,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the stage, as `diffusers-focus train` does; may be repeated",
+    )
     return parser.parse_args()
 
 
@@ -60,7 +72,7 @@ def rank(options: argparse.Namespace) -> None:
     dist.barrier = lambda *_, **__: barrier()  # accelerate names a device, which gloo refuses
     from diffusers_focus.training.run import run_stage
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = dict(options.overrides)
     if options.pictures:
         changes["batch_size"] = options.pictures * options.processes
 
@@ -107,7 +119,6 @@ def main() -> int:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
         environment |= {"MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": str(options.processes)}
         environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(options.processes), "GLOO_SOCKET_IFNAME": "lo"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         if server:
             environment |= shared
             subprocess.run([server, "-d"], env=environment, check=True)

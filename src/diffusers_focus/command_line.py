@@ -51,7 +51,8 @@ def _scribble(text: str) -> list[tuple[float, ...]]:
     return pairs
 
 
-def _override(text: str) -> tuple[str, Any]:
+def override(text: str) -> tuple[str, Any]:
+    """The type of `--set`: KEY=VALUE, the value as JSON where it is JSON."""
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE such as learning_rate_scale=0.5, got {text!r}")
@@ -249,7 +250,7 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     train.add_argument(
         "--set",
         dest="overrides",
-        type=_override,
+        type=override,
         action="append",
         default=[],
         metavar="KEY=VALUE",
