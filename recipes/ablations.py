@@ -149,16 +149,23 @@ def train(arm: Arm, name: str, seed: int, folder: Path, steps: int) -> Any:
 
 def evaluated(components: Any, count: int, tasks: list[str], **settings: Any) -> dict[str, Any]:
     """What `diffusers-focus eval` says of a run, on new scenes; `settings` are the pipeline's."""
-    from diffusers_focus import FocusPipeline
     from diffusers_focus.evaluation.run import evaluate
+
+    return evaluate(pipeline_of(components, **settings), count, ["in"], tasks)
+
+
+def pipeline_of(components: Any, **settings: Any) -> Any:
+    """A pipeline that asks and segments; `settings` are its own."""
+    from diffusers_focus import FocusPipeline
 
     for part in vars(components).values():
         if isinstance(part, torch.nn.Module):
             part.eval()
     nothing = dict.fromkeys(("mask_conditioner", "unet", "vae", "scheduler"))
-    pipe = FocusPipeline(**vars(components), **nothing, images_trained=False, classes_trained=False, **settings)
+    settings = {"images_trained": False, "classes_trained": False, **settings}
+    pipe = FocusPipeline(**vars(components), **nothing, **settings)
     pipe.set_progress_bar_config(disable=True)
-    return evaluate(pipe, count, ["in"], tasks)
+    return pipe
 
 
 def figure_at(found: dict[str, Any], path: tuple[str, ...]) -> float | None:

@@ -2,7 +2,7 @@
 
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
-           python recipes/one_gpu.py --stage 3-drawn --pictures 24 --minutes 7 --set outline_dim=192   (outlines learnt with the rest)
+           python recipes/one_gpu.py --stage 3-drawn --pictures 24 --minutes 7 --set outline_dim=192   (with outlines)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
 Expected:  3-drawn took 370 s for 340 steps of 64 pictures on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA MPS
            server, 27 November 2026; 60 pictures a second where two processor cores alone make 2. That was by a script of the
