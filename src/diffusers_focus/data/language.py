@@ -29,8 +29,8 @@ LARGEST_RATIO = 1.1  # the largest object's radius over the next one's
 COUNT_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 QUESTION_KINDS = ("count", "count_attribute", "exists", "relation", "colour", "shape", "caption", "region")
-# Asked in training alone: one step each of what "relation", expressions and captions take in one.
-LESSON_KINDS = ("side", "extreme", "place", "next")
+# Asked in training alone: one step each of what "relation" and expressions take in one.
+LESSON_KINDS = ("side", "extreme", "place")
 
 # word -> (coordinate, sign): the relation holds where sign * (a - b) > 0.
 _RELATIONS = {"left of": ("cx", -1), "right of": ("cx", 1), "above": ("cy", -1), "below": ("cy", 1)}
@@ -403,30 +403,6 @@ def _ask_place(scene: Scene, rng: np.random.Generator, held_out: bool) -> Questi
     return Question(f"how far {way} is the {name}?", COUNT_WORDS[min(7, int(8 * place))], "place")
 
 
-def _ask_next(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
-    """What a caption has to find after each object, in every direction: the nearest one there, by that coordinate alone."""
-    found = []
-    for pair, reference in _named_pairs(scene, held_out).items():
-        for word, (axis, sign) in _RELATIONS.items():
-            here = getattr(scene.objects[reference], axis)
-            others = (
-                (sign * (getattr(item, axis) - here), i) for i, item in enumerate(scene.objects) if i != reference
-            )
-            gaps = sorted(others)
-            ahead = [(gap, index) for gap, index in gaps if gap > 0]
-            if any(abs(gap) < POSITION_MARGIN for gap, _ in gaps):
-                continue
-            if len(ahead) > 1 and ahead[1][0] - ahead[0][0] < POSITION_MARGIN:
-                continue
-            nearest = scene.objects[ahead[0][1]] if ahead else None
-            if nearest is None or sayable(*nearest.pair, held_out):
-                found.append((word, pair, f"a {nearest.name}" if nearest else "nothing"))
-    if not found:
-        return None
-    word, pair, answer = pick(rng, found)
-    return Question(f"what is {word} the {pair[0]} {pair[1]}?", answer, "next")
-
-
 def _ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool) -> Question | None:
     candidates = _comparable(scene, held_out)
     if not candidates:
@@ -482,5 +458,4 @@ _ASK = {
     "side": _ask_side,
     "extreme": _ask_extreme,
     "place": _ask_place,
-    "next": _ask_next,
 }
