@@ -2,8 +2,8 @@
 
 Command:   python recipes/short_runs.py                        (the runs that are not there yet, then the table)
            python recipes/short_runs.py --table
-Hardware:  one CPU core; on an AMD EPYC without bfloat16, its other core busy, 49 minutes for "asking", 36 for "expressions" and 30 for
-           "pointing", and five to ten to measure each. A stopped run goes on where it was.
+Hardware:  one CPU core; on an AMD EPYC without bfloat16, its other core busy, 49 minutes for "asking", 36 for "expressions" and
+           25 for "pointing", and five to ten to measure each. A stopped run goes on where it was.
 
 Three runs, of pictures that are drawn anew for every step. Each begins with a language model and adapters that know nothing; the
 published encoders and mask decoder can tell objects apart, but nobody has asked them for one yet:
@@ -41,7 +41,7 @@ EXPRESSIONS = {**ablations.MIXTURE, "questions": 6, "referring": 3, "generalized
 POINTING = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
 TASKS = {
     "asking": ("questions",),
-    "expressions": ("referring", "reasoning", "generalized", "classes"),
+    "expressions": ("referring", "reasoning", "generalized", "classes", "clips"),
     "pointing": ("click", "scribble", "box", "mask", "clips"),
 }
 # title, run, path to the figure, path to its baseline (None: computed here), what the baseline is
@@ -71,11 +71,12 @@ ROWS = (
     ),
     (
         "clips, words, J&F",
-        "pointing",
+        "expressions",
         ("clips", "words", "J&F"),
         ("clips", "words", "echo_J&F"),
         "its first mask all along",
     ),
+    ("clips, by names, IoU over all frames", "expressions", ("clips", "classes", "volume_IoU"), None, ""),
     (
         "clips, identities linked",
         "pointing",
@@ -135,7 +136,7 @@ def measure(components: Any, run: str, count: int, clips: int) -> dict[str, Any]
         settings |= calibrated(components)
     found = ablations.evaluated(components, count, [task for task in tasks if task != "clips"], **settings)
     if "clips" in tasks:
-        found["groups"]["in"].update(ablations.evaluated(components, clips, ["clips"], **SETTINGS)["groups"]["in"])
+        found["groups"]["in"].update(ablations.evaluated(components, clips, ["clips"], **settings)["groups"]["in"])
     if "generalized" in tasks:  # six in ten of these expressions mean nothing
         figures = found["groups"]["in"]["generalized"]
         shares = [figures[name]["value"] for name in ("N-acc", "T-acc")]
