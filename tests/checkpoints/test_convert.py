@@ -309,11 +309,20 @@ def test_dtype_and_shards(disk, tmp_path):
     assert len(list((tmp_path / "out" / "language_model").glob("model-*.safetensors"))) > 1
     pipe = FocusPipeline.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
     assert pipe.language_model.dtype == pipe.unet.dtype == torch.bfloat16
-    # Not an edit: processors without instructions for bfloat16 take a minute for one.
     answer = pipe.understand(np.full((100, 160, 3), 128, np.uint8), "What is this?", max_new_tokens=2)
     assert len(answer.text) == 1
     codebook = originals.dualvitok()["pixel_quantizer.frozen_codebook"]
     assert torch.equal(pipe.visual_tokenizer.pixel_quantizer.frozen_codebook, codebook)
+
+
+@pytest.mark.slow  # a minute and more on processors without instructions for bfloat16
+@pytest.mark.timeout(600)
+def test_a_pipeline_in_bfloat16_edits(disk, tmp_path):
+    run(disk, tmp_path / "out", dtype=torch.bfloat16)
+    pipe = FocusPipeline.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    image = np.full((100, 160, 3), 128, np.uint8)
+    out = pipe.edit(image, "make it green", region=Box(10, 10, 60, 60), num_inference_steps=1)
+    assert out.edit_masks[0].sum() == 50 * 50
 
 
 def test_an_old_tokenizer_layout_is_read_too(disk, tmp_path):
