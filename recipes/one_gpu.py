@@ -31,7 +31,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from diffusers_focus.command_line import override
+from diffusers_focus.command_line import add_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTANT = 0.4  # share of the time before the decay
@@ -48,15 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of each process")
     parser.add_argument("--minutes", type=float, default=None, metavar="M", help="as many steps as fit")
     parser.add_argument("--steps", type=int, default=None, metavar="N")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        type=override,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the stage, as `diffusers-focus train` does; may be repeated",
-    )
+    add_overrides(parser)
     return parser.parse_args()
 
 

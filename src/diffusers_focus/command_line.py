@@ -51,8 +51,20 @@ def _scribble(text: str) -> list[tuple[float, ...]]:
     return pairs
 
 
-def override(text: str) -> tuple[str, Any]:
-    """The type of `--set`: KEY=VALUE, the value as JSON where it is JSON."""
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE`, the values as JSON where they are JSON; pairs in `overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        type=_override,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the stage; may be repeated",
+    )
+
+
+def _override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE such as learning_rate_scale=0.5, got {text!r}")
@@ -247,15 +259,7 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     train.add_argument(
         "--workers", type=_whole, default=0, metavar="N", help="processes that draw batches ahead (default: none)"
     )
-    train.add_argument(
-        "--set",
-        dest="overrides",
-        type=override,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the stage; may be repeated",
-    )
+    add_overrides(train)
 
     evaluate = command("eval", "measure a pipeline on held-out scenes, or on a benchmark")
     evaluate.add_argument(
