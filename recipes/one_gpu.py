@@ -2,16 +2,15 @@
 
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
-           python recipes/one_gpu.py --stage 3-drawn --pictures 24 --minutes 7 --set outline_dim=192   (with outlines)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
-Expected:  3-drawn took 370 s for 340 steps of 64 pictures on one H200 and 16 cores, 8 processes of 8 pictures and one CUDA MPS
-           server, 27 November 2026; 60 pictures a second where two processor cores alone make 2. That was by a script of the
-           day that did the same; this file has run with two processes on a processor, not on a GPU yet.
+Expected:  3-drawn took 372 s for 262 steps of 168 pictures on one H200 and 16 cores of an Intel Xeon, 7 processes of 24 pictures and
+           one CUDA MPS server, 27 November 2026 (`--processes 7 --pictures 24 --minutes 7.4`): 118 pictures a second where two
+           processor cores alone make 2. Four ablation runs shared GPU and processor for the first 150 s of it.
 
 A model this small leaves a GPU waiting: a step is some ten thousand operations, and starting one costs the processor more than
 running it costs the GPU. So several processes share the GPU and average their gradients over gloo (NCCL allows one process a
 GPU). CUDA's MPS server lets their operations run side by side; it is started where `nvidia-cuda-mps-control` is found and
-stopped at the end.
+stopped at the end; where `CUDA_MPS_PIPE_DIRECTORY` and `CUDA_MPS_LOG_DIRECTORY` are set, the one that runs there is used.
 
 With `--minutes` the run has as many steps as fit: at a constant rate of learning for two fifths of the time, then with the decay
 that ends where the time does. A stopped run goes on where it was when no time is given.
@@ -107,7 +106,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         shared = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        server = shutil.which("nvidia-cuda-mps-control")
+        server = None if shared.keys() <= os.environ.keys() else shutil.which("nvidia-cuda-mps-control")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
         environment |= {"MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": str(options.processes)}
         environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(options.processes), "GLOO_SOCKET_IFNAME": "lo"}

@@ -33,11 +33,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "recipes" / "short-runs" / "results.json"
-STEPS = {"asking": 400, "expressions": 400, "pointing": 250}
+STEPS = {"asking": 400, "expressions": 600, "pointing": 250}
 HEADS = ("condition_head", "quality_head", "instance_head")
 SETTINGS = {"mask_refinement": 1.5}  # as published
 VALIDATION_SCENES = 60
-EXPRESSIONS = {**ablations.MIXTURE, "questions": 6, "referring": 3, "generalized": 2, "edits": 0.0}
+EXPRESSIONS = {
+    **ablations.MIXTURE,
+    **{"questions": 8, "naming": 4, "naming_generalized": 6, "referring": 3, "generalized": 3, "edits": 0.0},
+}
 POINTING = {"questions": 0, "referring": 1, "generalized": 0, "regions": 4, "twins": 0.15, "clips": 1.0}
 TASKS = {
     "asking": ("questions",),
@@ -119,8 +122,8 @@ def train(run: str, folder: Path) -> Any:
     recipe = replace(stage, name=run, steps=STEPS[run], seed=1000)
     if run == "expressions":
         kinds = get_stage("2").options["mixture"]["question_kinds"]
-        options = {"mixture": {**EXPRESSIONS, "question_kinds": kinds}, "masks_every": 2}
-        return go_on(train("asking", folder), replace(recipe, groups=fast, options=options), run)
+        options = {"mixture": {**EXPRESSIONS, "question_kinds": kinds}, "masks_every": 2, "match_scale": True}
+        return go_on(begin(run), replace(recipe, groups=fast, options=options), run)
     options = {"mixture": POINTING, "match_scale": True}
     reading = tuple(group for group in fast if group.component in ("language_model", "vision_encoder"))
     groups = (*reading, ParameterGroup("mask_decoder", 1.5e-3))

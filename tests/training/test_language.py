@@ -7,12 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from diffusers_focus.data.edits import sample_edit
-from diffusers_focus.data.world import render
+from diffusers_focus.data.world import render, sample_scene
 from diffusers_focus.processing.grammar import VisualTokenGrammar
 from diffusers_focus.processing.masks import resample_mask
 from diffusers_focus.processing.prompts import EDIT
@@ -501,6 +502,13 @@ def test_the_outline_of_an_edit_is_what_it_draws():
                 assert torch.equal(
                     prompt.outline[0, 0].bool(), torch.from_numpy(render(edit.result, SIZE).masks[edit.targets[0]])
                 )
+
+
+def test_edits_are_of_the_kinds_that_the_mixture_names():
+    mixture = {"edits": 1.0, "edit_kinds": ["fill", "fill", "remove"]}
+    here, rng = objective({**EDITS, **mixture}), np.random.default_rng(0)
+    drawn = [here.draw_edit(sample_scene(number), rng).edit_kind for number in range(60)]
+    assert set(drawn) == {"fill", "remove"} and 0.5 < drawn.count("fill") / 60 < 0.85
 
 
 @torch.no_grad()

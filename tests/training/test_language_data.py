@@ -161,6 +161,20 @@ def test_naming_asks_for_the_names_that_stand_before_masks():
     assert {"names_edit", "names_extreme", "names_relation", "names_colour"} <= kinds and ends == {"trigger><|im_end|>"}
 
 
+def test_naming_knows_expressions_of_nothing_where_it_is_asked_to():
+    batches = [draw(replace(PLAIN, regions=0, naming_generalized=5), step) for step in range(4)]
+    assert all(len(batch.texts) == 5 and not batch.masked for batch in batches)
+    numbers = set()
+    for batch in batches:
+        for prompt in batch.texts:
+            objects = batch.scenes.scenes[0].objects
+            targets = read(user(prompt), objects)
+            numbers.add(min(len(targets), 2))
+            assert written(prompt).partition("<")[0] == names_of(batch.scenes.scenes[0], targets)
+    assert numbers == {0, 1, 2}
+    assert {p.kind for b in batches for p in b.texts} == {"names_empty", "names_plural"}
+
+
 def test_noise_in_names_comes_in_the_asked_share():
     def share(noise: float) -> float:
         found = [p for step in range(40) for p in draw(replace(PLAIN, regions=5, name_noise=noise), step).masked]

@@ -38,11 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from ..processing.regions import Box, Mask, Point, Region, Scribble, point_radius, stroke_radius
 from .coco_masks import annotation_mask, decode_rle, index_map, labelme_masks
 from .files import SampleFiles
+from .regions_sampling import dilate
 
 # task: (fields it needs, fields it may have); `clip` needs one of text, regions and names on top.
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -317,7 +318,7 @@ def _grown(mask: np.ndarray, kind: Any) -> np.ndarray:
     if kind not in radii:
         raise ValueError(f"A region can grow like a point or a scribble, got {kind!r}.")
     radius = radii[kind](*mask.shape)
-    return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
+    return dilate(mask, radius)
 
 
 def names_of(records: Sequence[dict[str, Any]]) -> list[str]:

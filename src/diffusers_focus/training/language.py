@@ -149,7 +149,7 @@ class LanguageObjective(CodeTerms):
 
     def draw_edit(self, scene: Scene, rng: np.random.Generator) -> Edit:
         """An edit of a scene to learn from."""
-        return sample_edit(scene, rng)
+        return sample_edit(scene, rng, self.mixture.edit_kinds)
 
     def loss(self, batch: LanguageBatch | Sequence[LanguageBatch], step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted sum of the terms that this batch has, each a mean over the parts and processes that share the step."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from ..data.edits import Edit, edit_support, rough_support, sample_edit
+from ..data.edits import EDIT_KINDS, Edit, edit_support, rough_support, sample_edit
 from ..data.language import (
     QUESTION_KINDS,
     Referral,
@@ -180,9 +180,11 @@ class Mixture:
     of pictures with an indirect expression whose answer explains itself before it names the object. `clips` is the share of pairs
     of neighbouring pictures that are two frames of one clip, from which instance embeddings are learned. `names` is whether the
     model writes the names of what it found before the masks, as FOCUS does; an ablation leaves them out.
+    `edit_kinds` are drawn evenly; one that is named twice comes twice as often.
     `often` are kinds of expressions of which a picture gets one more each time they are named. `naming` are expressions and
     instructions answered with the names and the mask trigger alone, as cheap as questions: without them the names before masks were
-    right in three of ten, while every kind of question was answered.
+    right in three of ten, while every kind of question was answered. `naming_generalized` are such prompts with expressions of none, one
+    or many objects: whether anything is meant is a matter of words.
     """
 
     questions: int = 8
@@ -192,6 +194,7 @@ class Mixture:
     regions: int = 2
     edit_masks: int = 0
     edits: float = 0.0
+    edit_kinds: tuple[str, ...] = EDIT_KINDS
     wordings: int = 1
     generations: float = 0.0
     dropout: float = 0.1
@@ -205,6 +208,7 @@ class Mixture:
     names: bool = True
     often: tuple[str, ...] = ()
     naming: int = 0
+    naming_generalized: int = 0
 
     @property
     def masks(self) -> int:
@@ -324,6 +328,9 @@ def _add_naming(draft, image: int, scene: Scene, mixture: Mixture, draw_edit, rn
             name(EDIT, edit.instruction, edit.targets, "edit")
     if mixture.naming:
         for referral in referring_expressions(scene, rng, mixture.naming - instructions):
+            name(REFERRING, referral.text, referral.targets, referral.kind)
+    if mixture.naming_generalized:
+        for referral in generalized_expressions(scene, rng, mixture.naming_generalized):
             name(REFERRING, referral.text, referral.targets, referral.kind)
 
 

@@ -74,17 +74,14 @@ GUIDED = {
     "edit_masks": 1,
     "wordings": 2,
 }
-# Pictures from descriptions, which nothing before had more than a few of; all the rest goes on, in a larger language model.
-DRAWN = {**GUIDED, "generations": 1.0, "edits": 3.0}
-# Edits alone, for the outlines of what they draw.
-EDITING = {
-    "questions": 0,
-    "referring": 0,
-    "generalized": 0,
-    "regions": 0,
-    "edits": 6.0,
-    "dropout": 0.0,
-    "history_noise": 0.7,
+# Pictures from descriptions, which nothing before had more than a few of; all the rest goes on, in a larger language model. Edits
+# are mostly those that draw an object: removals and backgrounds come out already.
+DRAWN = {
+    **GUIDED,
+    "question_kinds": GUIDED["question_kinds"] + 2 * ("caption",),
+    "generations": 1.0,
+    "edits": 3.0,
+    "edit_kinds": ("remove", "background", *2 * ("recolour", "fill", "resize"), *3 * ("replace", "reshape")),
 }
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
@@ -260,29 +257,19 @@ STAGES: dict[str, StageRecipe] = {
         StageRecipe(
             name="3-drawn",
             objective="language",
-            groups=(*_reading(8e-4), ParameterGroup("mask_decoder", 3e-4), GUIDANCE),
-            steps=340,
-            batch_size=64,
-            decay_fraction=0.6,
-            warmup_steps=50,
+            groups=(*_reading(1e-3), ParameterGroup("mask_decoder", 3e-4), replace(GUIDANCE, learning_rate=2e-3)),
+            steps=262,
+            batch_size=168,
+            decay_fraction=0.58,
+            warmup_steps=30,
             seed=79,
             options={
                 "mixture": DRAWN,
                 "masks_every": 4,
                 "vectors": 2.0,
-                "grow": {"num_hidden_layers": 8, "intermediate_size": 768},
+                "grow": {"num_hidden_layers": 8, "intermediate_size": 1024},
+                "outline_dim": 192,
             },
-        ),
-        StageRecipe(
-            name="3-outlined",
-            objective="language",
-            groups=(replace(GUIDANCE, optional=False, learning_rate=2e-3),),
-            steps=600,
-            batch_size=8,
-            decay_fraction=0.6,
-            warmup_steps=30,
-            seed=83,
-            options={"mixture": EDITING, "vectors": 2.0, "outline_dim": 192},
         ),
         StageRecipe(
             name="3-identities",
