@@ -11,12 +11,12 @@ Command:   make tiny                                  (every stage, then pipelin
 Hardware:  two CPU cores with AVX-512 BF16 (without it float32 is used, about half as fast); each stage uses one thread, independent
            stages may run side by side.
 Hours:     16.5 core-hours for the published stages without 3-drawn (sum of the records; 3-all shared its core), and six minutes of
-           a GPU for that one (recipes/one_gpu.py), which two cores alone would need six hours for (44,000 pictures, 2 a second). Stage
+           a GPU for that one (recipes/one_gpu.py), which would take two cores alone six hours (44,000 pictures, 2 a second). Stage
            3 takes an hour and a half on two cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every
            other an hour or less, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
-           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late):
-           docs/design.md, "State of focus-tiny".
+           What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late): docs/design.md,
+           "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
            3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-drawn (a larger language

@@ -3,7 +3,7 @@
 Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --minutes 7
            python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --processes 8      (its own steps)
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
-Expected:  3-drawn took 372 s for 262 steps of 168 pictures on one H200 and 16 cores of an Intel Xeon, 7 processes of 24 pictures and
+Expected:  3-drawn took 372 s for 262 steps of 168 pictures on one H200 and 16 cores of an Intel Xeon, 7 processes of 24 pictures,
            one CUDA MPS server, 27 November 2026 (`--processes 7 --pictures 24 --minutes 7.4`): 118 pictures a second where two
            processor cores alone make 2. Four ablation runs shared GPU and processor for the first 150 s of it.
 

@@ -3,7 +3,8 @@
 Command:   python recipes/scaling.py                     (every size that has no result yet, then table and picture)
            python recipes/scaling.py --sizes half double
 Hardware:  one CPU core; two processes with other --sizes may share the folder. A stopped run goes on where it was.
-Hours:     12 to 45 minutes a size for 250 steps of four pictures, the smallest first.
+Hours:     ten to forty minutes a size for 200 steps of four pictures, the smallest first; the three sizes in the results took two
+           minutes together on an H200, beside the fourth, for whose measurement there was no time left there.
 
 Runs of `ablations.py` (arm "base", seed 0) whose language model has other numbers of layers, and other widths inside; the hidden
 width is that of the tokens and stays. Every step draws new pictures, so the curves of training are curves on unseen scenes; what a
@@ -25,7 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "recipes" / "scaling"
-STEPS = 250
+STEPS = 200
 SIZES = {  # layers, inner width of each
     "half": (3, 384),
     "focus-tiny": (5, 512),
@@ -99,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="of every run (default: %(default)s)")
     parser.add_argument(
-        "--count", type=int, default=120, metavar="N", help="scenes to measure on (default: %(default)s)"
+        "--count", type=int, default=100, metavar="N", help="scenes to measure on (default: %(default)s)"
     )
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES), metavar="SIZE")
     parser.add_argument("--runs", metavar="DIR", default=str(ROOT / "runs" / "scaling"), help="folder of the runs")

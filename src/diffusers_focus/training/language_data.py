@@ -183,8 +183,8 @@ class Mixture:
     `edit_kinds` are drawn evenly; one that is named twice comes twice as often.
     `often` are kinds of expressions of which a picture gets one more each time they are named. `naming` are expressions and
     instructions answered with the names and the mask trigger alone, as cheap as questions: without them the names before masks were
-    right in three of ten, while every kind of question was answered. `naming_generalized` are such prompts with expressions of none, one
-    or many objects: whether anything is meant is a matter of words.
+    right in three of ten, while every kind of question was answered. `naming_generalized` are such prompts with expressions of
+    none, one or many objects: whether anything is meant is a matter of words.
     """
 
     questions: int = 8
