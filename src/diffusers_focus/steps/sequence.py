@@ -32,6 +32,7 @@ from ..processing.prompts import (
     get_prompt_style,
 )
 from ..processing.vocabulary import FocusVocabulary
+from .attention import unplanned_attention
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding
 from .fixed_cache import FixedCache
 
@@ -471,7 +472,7 @@ def feed(
         mask = {"full_attention": mask}  # as it is: the model makes none of its own
     elif mask is not None:
         mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
-    with nullcontext() if compiled else _uncompiled(model):
+    with nullcontext() if compiled else _uncompiled(model), unplanned_attention(embeds.device):
         out = model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
@@ -538,7 +539,7 @@ def _run(
     """Last hidden states of new positions."""
     if positions is None:
         positions = counted_positions(mask, embeds.shape[1])
-    with _uncompiled(language_model.model):
+    with _uncompiled(language_model.model), unplanned_attention(embeds.device):
         out = language_model.model(
             inputs_embeds=embeds,
             attention_mask=mask.long(),

@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ..sharing.files import replace_file
+from ..steps.attention import unplanned_attention
 from .workers import check_workers, drawn_ahead
 
 CHECKPOINT = "checkpoint"
@@ -320,12 +321,10 @@ class Trainer:
             self.parameters[name].copy_(value)
 
     def _attention(self):
-        """On CPUs the backward pass of fused attention is 3-8 times slower than plain products at small head widths. On GPUs
-        cuDNN's attention plans for every new length, and here each batch has others.
-        """
+        """On CPUs the backward pass of fused attention is 3-8 times slower than plain products at small head widths."""
         if self.accelerator.device.type == "cpu":
             return sdpa_kernel(SDPBackend.MATH)
-        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+        return unplanned_attention(self.accelerator.device)
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
