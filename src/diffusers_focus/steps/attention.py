@@ -1,8 +1,8 @@
 """Which of torch's attention kernels run where every call has another length.
 
-A cache grows by a token at a time, and batches of prompts are as long as their longest. cuDNN's attention plans anew for each length
-it has not seen: on an H200 that was a fifth of a step of training, and a visual token written in place, where lengths differ, took three
-times one that is not (docs/design.md, "On a GPU", "Writing visual tokens"). torch's own kernels plan nothing.
+A cache grows by a token at a time, and batches of prompts are as long as their longest. cuDNN's attention plans anew for each
+length it has not seen: on an H200 that was a fifth of a step of training, and a visual token written in place, where lengths
+differ, took three times one that is not (docs/design.md, "On a GPU", "Writing visual tokens"). torch's own kernels plan nothing.
 """
 
 from __future__ import annotations
