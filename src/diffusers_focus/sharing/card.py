@@ -233,8 +233,13 @@ def figure_table(metrics: Mapping[str, Any]) -> str:
     for task, key, title, measure in _rows(groups):
         figures = [_find(found.get(task, {}), key) for found in groups.values()]
         cells = [_cell(figure, key) for figure in figures]
-        if task in _APART:
-            measure += "".join(f" (of {figure['count']})" for figure in figures[:1] if figure)
+        counts = [str(figure["count"]) for figure in figures if figure]
+        if counts and task in _APART:
+            measure += f" (of {counts[0]})"
+        elif (task, key) == ("edits", "composited/right") and len(
+            set(counts)
+        ) > 1:  # the slowest task, on fewer in a group
+            measure += f" (of {' and '.join(counts)})"
         if any(cells):
             lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
     if groups is others or not others:
