@@ -2,7 +2,7 @@
 
 Command:   python recipes/short_runs.py                        (the runs that are not there yet, then the table)
            python recipes/short_runs.py --table
-Hardware:  one CPU core; on an AMD EPYC without bfloat16, its other core busy, 49 minutes for "asking", 36 for "expressions" and
+Hardware:  one CPU core; on an AMD EPYC without bfloat16, its other core busy, 49 minutes for "asking", 66 for "expressions" and
            27 for "pointing", and five to ten to measure each. A stopped run goes on where it was.
 
 Three runs, of pictures that are drawn anew for every step. Each begins with a language model and adapters that know nothing; the
