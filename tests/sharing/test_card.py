@@ -62,12 +62,14 @@ def test_table_has_the_figures_that_were_measured_and_no_others(metrics):
 def test_what_fewer_scenes_were_measured_for_says_how_many(metrics):
     metrics["groups"]["in"]["clips"] = {"words": {"J&F": {**number(0.888, 0.85, 0.924), "count": 7}}}
     metrics["groups"]["in"]["edits"]["excess"] = number(0.527, 0.51, 0.54)
+    metrics["groups"]["in"]["edits"]["seam_ratio"] = {"value": 0.456}  # a ratio of two means has no count
     metrics["groups"]["in"]["edits"]["composited"]["right"] = number(0.7, 0.6, 0.8)
     metrics["groups"]["held_out"]["edits"] = {"composited": {"right": {**number(0.5, 0.4, 0.6), "count": 6}}}
     table = figure_table(metrics)
     assert "| Edits | right, composited (of 10 and 6) | 70.0 (60.0 to 80.0) | 50.0 (40.0 to 60.0) |" in table
     assert "| Clips | J&F from words (of 7) | 88.8 (85.0 to 92.4) | - |" in table
     assert "| Edits | edit mask to the true change grown by 8 pixels | 0.53 (0.51 to 0.54) | - |" in table
+    assert "| Edits | seam to that of the true re-render | 0.46 | - |" in table
 
 
 def test_larger_and_fuller_scenes_have_a_table_of_their_own(metrics):

@@ -233,7 +233,7 @@ def figure_table(metrics: Mapping[str, Any]) -> str:
     for task, key, title, measure in _rows(groups):
         figures = [_find(found.get(task, {}), key) for found in groups.values()]
         cells = [_cell(figure, key) for figure in figures]
-        counts = [str(figure["count"]) for figure in figures if figure]
+        counts = [str(figure["count"]) for figure in figures if figure and "count" in figure]
         if counts and task in _APART:
             measure += f" (of {counts[0]})"
         elif (task, key) == ("edits", "composited/right") and len(
