@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from diffusers_focus.data.regions_sampling import REGION_KINDS, dilate, erode, region_prompt
 from diffusers_focus.data.world import render, sample_scene
@@ -26,6 +27,17 @@ def test_regions_are_legal_and_deterministic():
             assert isinstance(region, expected)
             check_region(region, 128, 128)
             assert region == region_prompt(mask, kind, np.random.default_rng(index))
+
+
+def test_growing_and_shrinking_are_rank_filters_of_a_square():
+    rng = np.random.default_rng(0)
+    for shape in ((40, 40), (1, 1), (3, 30), (9, 2)):
+        for pixels in range(1, 6):
+            mask = rng.random(shape) < rng.choice((0.03, 0.5, 0.97))
+            image, side = Image.fromarray(mask.astype(np.uint8)), 2 * pixels + 1
+            for grown in (dilate(mask, pixels), dilate(mask.astype(np.uint8), pixels)):
+                assert np.array_equal(grown, np.asarray(image.filter(ImageFilter.MaxFilter(side))) > 0)
+            assert np.array_equal(erode(mask, pixels), np.asarray(image.filter(ImageFilter.MinFilter(side))) > 0)
 
 
 def test_clicks_and_strokes_lie_inside():

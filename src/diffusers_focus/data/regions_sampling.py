@@ -26,7 +26,8 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
     if pixels < 0:
         raise ValueError(f"A mask cannot be grown or shrunk by {pixels} pixels; give a number from 0 up.")
     # Along rows, then along columns, each in shifts: a window of Pillow's rank filter costs its area, and sorts it.
-    rows = mask.astype(bool)
+    mask = np.asarray(mask, dtype=bool)
+    rows = mask.copy()
     for shift in range(1, min(pixels, mask.shape[1] - 1) + 1):
         rows[:, shift:] |= mask[:, :-shift]
         rows[:, :-shift] |= mask[:, shift:]
@@ -39,7 +40,7 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 def erode(mask: np.ndarray, pixels: int) -> np.ndarray:
     """`mask` (bool `[H, W]`) shrunk by `pixels` from every side; the image border does not eat into it."""
-    return ~dilate(~mask.astype(bool), pixels)
+    return ~dilate(~np.asarray(mask, dtype=bool), pixels)
 
 
 def region_prompt(mask: np.ndarray, kind: str, rng: np.random.Generator) -> Region:

@@ -37,7 +37,6 @@ from .tasks import GENERALIZED_PER_SCENE, class_sample, referring_sample, region
 
 FIRST_VALIDATION_SEED = 2_000_000
 SETTINGS = ("calibration", "fallback_threshold", "presence_threshold", "score_threshold")
-EXPRESSIONS = ("referring", "generalized", "reasoning")
 INDICES = ("model_index.json", "modular_model_index.json")
 _GRID = np.round(np.arange(0.05, 0.951, 0.05), 2)
 _RIDGE = 1e-2  # keeps weights finite where a logit separates all samples
@@ -70,14 +69,7 @@ class _Sample:
         return kind_of(self.prompt.task)
 
 
-def fit(
-    pipe: Any,
-    count: int = 400,
-    *,
-    size: int = 128,
-    expressions: Sequence[str] = EXPRESSIONS,
-    progress: bool | None = None,
-) -> dict[str, Any]:
+def fit(pipe: Any, count: int = 400, *, size: int = 128, progress: bool | None = None) -> dict[str, Any]:
     """Maps and thresholds of a pipeline.
 
     Args:
@@ -85,17 +77,14 @@ def fit(
         count: validation scenes; the maps are fitted on all of them, their errors measured by fitting on one half and looking
             at the other.
         size: side of the scenes in pixels.
-        expressions: sorts whose masks the thresholds of words are chosen for, all alike; the maps are fitted on all there are.
         progress: show a progress bar; None does so on a terminal.
 
     Returns:
         The settings `SETTINGS`, and under "report" the calibration errors before and after, and the choice of thresholds.
 
     Raises:
-        ValueError: fewer than 20 scenes, or a sort of expressions that there is not.
+        ValueError: fewer than 20 scenes.
     """
-    if not expressions or not set(expressions) <= set(EXPRESSIONS):
-        raise ValueError(f"expressions is {tuple(expressions)}; choose some of {', '.join(EXPRESSIONS)}")
     if count < _BATCH:
         raise ValueError(f"{count} scenes are too few to fit on; give at least {_BATCH}.")
     samples: list[_Sample] = []
@@ -114,8 +103,7 @@ def fit(
         pipe, *[[*halves[0], *halves[1]], [others[0]] * len(halves[0]) + [others[1]] * len(halves[1])]
     )
     maps = _maps(pipe, samples, kinds)
-    served = [sample for sample in samples if sample.kind != WORDS or sample.source in expressions]
-    thresholds, choice = _thresholds(pipe, served, maps)
+    thresholds, choice = _thresholds(pipe, samples, maps)
     return {"calibration": maps, **thresholds, "report": {**report, **choice}}
 
 

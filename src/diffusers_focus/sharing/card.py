@@ -236,9 +236,8 @@ def figure_table(metrics: Mapping[str, Any]) -> str:
         counts = [str(figure["count"]) for figure in figures if figure and "count" in figure]
         if counts and task in _APART:
             measure += f" (of {counts[0]})"
-        elif (task, key) == ("edits", "composited/right") and len(
-            set(counts)
-        ) > 1:  # the slowest task, on fewer in a group
+        elif (task, key) == ("edits", "composited/right") and len(set(counts)) > 1:
+            # The slowest task; a group may have had fewer of its scenes edited.
             measure += f" (of {' and '.join(counts)})"
         if any(cells):
             lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")

@@ -1,8 +1,9 @@
 """FOCUS's progressive stages as frozen recipes: what is trained, what is frozen, losses, rates, lengths (paper section 3).
 
-`STAGES` are the runs that make focus-tiny, in order; 3 takes an hour and a half on two cores and 3-all two hours on one (in
-parts, as they may be stopped at any time), the others less than one. `PAPER_STAGES` are the paper's own numbers for the 3B
-model, as far as it states them. What differs at tiny size and why: docs/design.md.
+`STAGES` are the runs that make focus-tiny, in order; 3 takes an hour and a half on two cores, 3-guided two hours, 3-all two hours
+on one (in parts, as they may be stopped at any time), 3-drawn six minutes of a GPU, the others about an hour at most.
+`PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it states them. What differs at tiny size and why:
+docs/design.md.
 """
 
 from __future__ import annotations
