@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = tuple(
-    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn".split()
+    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn 3-grounded".split()
 ) + ("3-identities", "4")
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
@@ -103,6 +103,7 @@ def publish(
 
     from diffusers_focus import FocusPipeline
     from diffusers_focus.checkpoints.layout import modular_index
+    from diffusers_focus.data.world import SHAPES
     from diffusers_focus.training.components import load_components
     from diffusers_focus.training.stages import STAGES
 
@@ -111,19 +112,24 @@ def publish(
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
     records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
     done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
-    writing = {"3", "3-all", "3-found", "3-guided", "3-drawn"}
-    writes_images = bool(writing & set(done)) or bool(before.get("images_trained"))
+    mixtures = ("3-grounded", "3-drawn", "3-guided", "3-found", "3-all", "3")
+    writes_images = bool(set(mixtures) & set(done)) or bool(before.get("images_trained"))
     # Stages of the language model and of masks move the states that instance embeddings are read off: 3-identities comes after.
     moved = any(stage.startswith(("2", "3")) for stage in done)
     linked = "3-identities" in done or (not moved and bool(before.get("instances_trained")))
     # Lists of names belong to the last mixture alone: a stage after it that knows none would undo them.
-    mixed = [stage for stage in ("3-drawn", "3-guided", "3-found", "3-all", "3") if stage in done]
+    mixed = [stage for stage in mixtures if stage in done]
     last = done[mixed[0]] if mixed else None
     listed = bool(last["options"]["mixture"].get("classes")) if last else bool(before.get("classes_trained"))
+    # So does reading what was found, and a stage that moves the language model without it would undo that too.
+    grounded = (
+        bool(last["options"]["mixture"].get("grounded")) if last else not moved and before.get("grounding_classes")
+    )
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
         classes_trained=listed,
+        grounding_classes=list(SHAPES) if grounded else None,
         edit_masks_trained=writes_images,
         instances_trained=linked,
         images_trained=writes_images,
@@ -132,7 +138,6 @@ def publish(
         default_token_guidance_scale=1.0,
         default_temperature=0.0,
         default_top_k=0,
-        kept_outline_token_guidance_scale=1.5,
         pixel_code_sharpness=1.5,
         mask_refinement=1.5,
         mask_feather=0.008,

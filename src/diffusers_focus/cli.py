@@ -205,6 +205,7 @@ def _ask(args: argparse.Namespace) -> None:
     pipe = _load(args)
     options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
     options["generator"] = torch.Generator("cpu").manual_seed(args.seed)
+    options["grounding_classes"] = args.grounding_classes
     pictures = [pipe.encode_image(image) for image in images]
     shown = pictures[0] if len(pictures) == 1 else [pictures]
     # A conversation is a list of messages; without an earlier question there is nothing to be continued.
@@ -442,13 +443,23 @@ def _eval(args: argparse.Namespace) -> None:
     from .evaluation.run import evaluate
 
     count = 1000 if args.count is None else args.count
-    evaluate(folder, count=count, groups=args.groups, tasks=args.tasks, output=target, loader=_load_evaluated)
+    evaluate(
+        folder,
+        count=count,
+        groups=args.groups,
+        tasks=args.tasks,
+        output=target,
+        loader=_load_evaluated,
+        resume=args.resume,
+    )
     print(target)
 
 
 def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
-    if args.groups is not None or args.tasks is not None:
-        raise ValueError("--groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark")
+    if args.groups is not None or args.tasks is not None or args.resume:
+        raise ValueError(
+            "--groups, --tasks and --resume belong to held-out scenes; leave them out, or leave out the benchmark"
+        )
     from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
     from .evaluation.picture_scores import Measures
 

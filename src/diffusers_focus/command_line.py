@@ -150,6 +150,12 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     ask.add_argument("--also", action="append", default=[], metavar="FILE", help="a further image of the question")
     ask.add_argument("--chat", action="store_true", help="go on with questions from the standard input, one a line")
     _add_region(ask)
+    ask.add_argument(
+        "--grounding-classes",
+        nargs="*",
+        metavar="NAME",
+        help="names of what is found first and shown with the question (default: the pipeline's own; no name: nothing)",
+    )
     ask.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="(default: %(default)s)")
     ask.add_argument(
         "--temperature", type=float, metavar="T", help="draw words at this temperature (default: the likeliest)"
@@ -272,6 +278,9 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     evaluate.add_argument("--count", type=_positive, metavar="N", help="scenes (default: 1000); samples (default: all)")
     evaluate.add_argument("--groups", nargs="+", metavar="GROUP", help="groups of scenes, such as in held_out")
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to measure on scenes (default: all)")
+    evaluate.add_argument(
+        "--resume", action="store_true", help="keep what the output holds of other tasks and groups of this pipeline"
+    )
     evaluate.add_argument("--data", metavar="DIR", help="folder of the benchmark, as its authors publish it")
     evaluate.add_argument(
         "--split", metavar="NAME", help="split of the benchmark, such as testA (default: its validation)"

@@ -64,6 +64,39 @@ def test_file_holds_what_was_returned_and_where_it_was_measured(oracle_result):
     assert "ablation" not in result["groups"]["in"]
 
 
+def test_a_file_is_gone_on_with(tmp_path):
+    path, pipe = tmp_path / "metrics.json", Oracle(COUNT)
+    evaluate(pipe, 6, ["in", "held_out"], ["referring"], output=path)
+    evaluate(pipe, 4, ["in"], ["questions"], output=path, resume=True)
+    result = evaluate(pipe, 3, ["in"], ["referring"], output=path, resume=True)
+    assert json.loads(path.read_text()) == result
+    assert {group: set(found) for group, found in result["groups"].items()} == {
+        "in": {"scenes", "referring", "questions"},
+        "held_out": {"scenes", "referring"},
+    }
+    assert result["settings"]["scenes_per_group"] == result["groups"]["in"]["scenes"] == 6
+    assert result["groups"]["in"]["referring"]["mIoU"]["count"] == 3
+    assert set(evaluate(pipe, 3, ["in"], ["referring"], output=path)["groups"]) == {"in"}  # not asked to
+    with pytest.raises(ValueError, match="holds no figures of Blind"):
+        evaluate(Blind(COUNT), 3, ["in"], ["referring"], output=path, resume=True)
+    assert evaluate(pipe, 3, ["in"], ["referring"], output=tmp_path / "new.json", resume=True)["groups"]
+
+
+def test_plain_questions_are_asked_without_what_is_found_first():
+    class Grounded(Oracle):
+        given: list = []
+
+        def understand(self, image, prompt, region=None, **options):
+            self.given.append(options)
+            return super().understand(image, prompt, region)
+
+    pipe = Grounded(COUNT)
+    found = evaluate(pipe, 2, ["in"], ["questions", "plain_questions"])["groups"]["in"]
+    half = len(pipe.given) // 2
+    assert pipe.given == [{}] * half + [{"grounding_classes": []}] * half
+    assert value(found["plain_questions"], "exact_match") == value(found["questions"], "exact_match") == 1.0
+
+
 def test_blind_gets_the_blind_baseline():
     result = evaluate(Blind(COUNT), COUNT, ["in"], ["referring", "generalized", "questions", "edits"], batch_size=8)
     found = result["groups"]["in"]

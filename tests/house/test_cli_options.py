@@ -24,6 +24,7 @@ FROZEN = {
     "": ["--debug", "--version"],
     "ask": [
         *["IMAGE", "QUESTION", *REGION, *PIPELINE, "--also", "--chat"],
+        "--grounding-classes",
         *["--max-new-tokens", "--seed", "--temperature", "--top-k", "--top-p"],
     ],
     "segment": [
@@ -50,7 +51,7 @@ FROZEN = {
         "--workers",
     ],
     "eval": [
-        *["--count", "--groups", "--output", "--pipeline", "--tasks", "-o"],
+        *["--count", "--groups", "--output", "--pipeline", "--resume", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
         *["--clip-model", "--dino-model", "--fid-model", "--lpips-weights", "--pictures", *SAMPLING],
     ],

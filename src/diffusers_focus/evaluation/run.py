@@ -10,6 +10,7 @@ absent, never zero.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import sys
@@ -30,7 +31,16 @@ from .codes import CodesTask
 from .edit_clips import EditClipTask
 from .edits import EditTask
 from .generation import GenerationTask
-from .tasks import DEFAULT_GROUPS, GROUPS, ClassTask, QuestionTask, RegionTask, SegmentTask, draw_batch
+from .tasks import (
+    DEFAULT_GROUPS,
+    GROUPS,
+    ClassTask,
+    PlainQuestionTask,
+    QuestionTask,
+    RegionTask,
+    SegmentTask,
+    draw_batch,
+)
 
 TASKS: dict[str, type] = {
     "referring": SegmentTask,
@@ -41,6 +51,7 @@ TASKS: dict[str, type] = {
     "box": RegionTask,
     "mask": RegionTask,
     "questions": QuestionTask,
+    "plain_questions": PlainQuestionTask,
     "edits": EditTask,
     "ablation": AblationTask,
     "codes": CodesTask,
@@ -50,10 +61,12 @@ TASKS: dict[str, type] = {
     "edit_clips": EditClipTask,
     "generation": GenerationTask,
 }
-# The ablation draws every edit nine times, codes are for looking into a model, a list of names may be asked one by one, clicks are
-# ten calls a scene, a clip has the frames of eight to twelve scenes, and what is drawn from a description is looked for
-# all over the picture: they run only when they are asked for.
-ON_DEMAND = frozenset({"ablation", "codes", "classes", "clicks", "clips", "edit_clips", "generation"})
+# Plain questions are asked once more, without what is found first; the ablation draws every edit nine times, codes are for
+# looking into a model, a list of names may be asked one by one, clicks are ten calls a scene, a clip has the frames of eight to
+# twelve scenes, and what is drawn from a description is looked for all over the picture: they run only when they are asked for.
+ON_DEMAND = frozenset(
+    {"plain_questions", "ablation", "codes", "classes", "clicks", "clips", "edit_clips", "generation"}
+)
 DEFAULT_TASKS = tuple(name for name in TASKS if name not in ON_DEMAND)
 DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips", "generation"})
 BATCH_SIZE = 32
@@ -71,6 +84,7 @@ def evaluate(
     loader: Callable[[str], Any] | None = None,
     edit_options: dict[str, Any] | None = None,
     progress: bool | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Measure a pipeline.
 
@@ -86,12 +100,14 @@ def evaluate(
         loader: Turns the folder into a pipeline; called after the arguments are found to be good.
         edit_options: Further arguments of every `edit`, such as `num_inference_steps`; the pipeline's own by default.
         progress: Show a progress bar; None does so on a terminal.
+        resume: Keep what the file `output` holds of other tasks and groups of this pipeline, such as a slow task measured on fewer
+            scenes. What is measured again takes the place of what was there.
 
     Returns:
         What is written: see the module's docstring.
 
     Raises:
-        ValueError: an unknown group or task, or a count or batch size below 1.
+        ValueError: an unknown group or task, a count or batch size below 1, or a file to resume that is of another pipeline.
     """
     group_names = _checked(groups, GROUPS, "group", DEFAULT_GROUPS)
     task_names = _checked(tasks, TASKS, "task", DEFAULT_TASKS)
@@ -130,13 +146,31 @@ def evaluate(
         "seconds": 0.0,
         "groups": {},
     }
-    start = time.perf_counter()
+    earlier = _earlier(output, str(name)) if resume else {}
+    if earlier:
+        result |= {"settings": earlier["settings"], "groups": earlier["groups"]}
+    start = time.perf_counter() - earlier.get("seconds", 0.0)
     for group in group_names:
-        result["groups"][group] = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
+        found = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
+        known = result["groups"].get(group, {})
+        result["groups"][group] = {**known, **found, "scenes": max(known.get("scenes", 0), count)}
         result["seconds"] = round(time.perf_counter() - start, 1)
         if output is not None:
             replace_json(Path(output), result)
     return result
+
+
+def _earlier(output: str | os.PathLike | None, name: str) -> dict[str, Any]:
+    """What a file holds of a pipeline already; nothing where there is none yet."""
+    if output is None or not Path(output).exists():
+        return {}
+    earlier = json.loads(Path(output).read_text(encoding="utf-8"))
+    if earlier.get("pipeline") != name or not {"settings", "groups", "seconds"} <= set(earlier):
+        raise ValueError(
+            f"{os.fspath(output)} holds no figures of {name} (but of {earlier.get('pipeline')!r}); name another file, or begin "
+            "anew without resume."
+        )
+    return earlier
 
 
 def _measure(

@@ -375,6 +375,8 @@ class ClassTask:
 class QuestionTask:
     """Questions with one right answer, beside the most frequent answer of their kind in training."""
 
+    options: dict[str, Any] = {}  # further arguments of `understand`
+
     def __init__(self, name: str = "questions") -> None:
         self.name = name
         self.records: list[dict[str, Any]] = []
@@ -387,7 +389,7 @@ class QuestionTask:
             if not asked:
                 continue
             indices = [index for index, _ in asked]
-            options = {}
+            options = dict(self.options)
             if kind == "region":
                 regions = []
                 for index, question in asked:
@@ -416,6 +418,12 @@ class QuestionTask:
                 for kind, chosen in kinds_of(self.records).items()
             },
         }
+
+
+class PlainQuestionTask(QuestionTask):
+    """The same questions about the image alone, without the objects that a pipeline may find first (`grounding_classes`)."""
+
+    options = {"grounding_classes": []}
 
 
 def _is_told(text: str, scene: Scene, referral: Referral) -> bool:

@@ -56,6 +56,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "image_encoding": (FocusImageEncoding, None, "The encoded images, from `encode_image`."),
     "question": (str | list, None, "A question or the messages of a conversation, or one for each image."),
     "streamer": (Any, None, "Shows an answer while it is written: transformers' `TextStreamer`, or its like."),
+    "grounding_classes": (
+        list,
+        None,
+        "Names of what is looked for before a question is answered; an empty list asks about the image alone.",
+    ),
     "prompt": (
         str | list,
         None,

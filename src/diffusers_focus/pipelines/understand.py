@@ -14,6 +14,7 @@ from ..processing.conversations import conversations
 from ..processing.images import FocusImageProcessor
 from ..steps.encode import FocusImageEncoding, FocusMixedEncoding
 from ..steps.fit import check_fit
+from ..steps.grounding import object_finder
 from ..steps.understand import MAX_ANSWER, answer_questions, streaming
 from ._base import FocusPipelineMixin
 from ._hub import register_pipeline
@@ -37,6 +38,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         streamer: Any = None,
+        grounding_classes: list[str] | None = None,
         return_dict: bool = True,
     ) -> FocusTextOutput | tuple[list[str]]:
         """Answer a question about an image.
@@ -57,6 +59,9 @@ class FocusUnderstandMixin(FocusPipelineMixin):
             streamer: shows the answer while it is written: transformers' `TextStreamer` or `TextIteratorStreamer` on
                 `lm_tokenizer`, or anything with their `put` and `end`. The first `put` is the prompt: give them
                 `skip_prompt=True`.
+            grounding_classes: names of what is looked for first: the objects found are shown to the language model in front of the
+                question, where that has no region of its own and is about one image. Default: the pipeline's setting of this name
+                (focus-tiny has one, converted originals have none). An empty list asks about the image alone.
             return_dict: False returns a tuple.
 
         Returns:
@@ -68,9 +73,10 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         self._require("answering questions", "language_model", "lm_tokenizer")
         with streaming(streamer):
             conversations(prompt)  # before the images are read
+            encoding = None if image is None else self._question_images(image)
             text = answer_questions(
                 self,
-                None if image is None else self._question_images(image),
+                encoding,
                 prompt,
                 region,
                 max_new_tokens=max_new_tokens,
@@ -79,6 +85,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
                 top_p=top_p,
                 generator=generator,
                 streamer=streamer,
+                find=object_finder(self, encoding, self.config, grounding_classes),
             )
         self.maybe_free_model_hooks()
         return FocusTextOutput(text=text) if return_dict else (text,)

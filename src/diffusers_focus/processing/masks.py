@@ -10,6 +10,9 @@ Masks are [..., height, width], float in [0, 1] or bool, on any device. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -38,6 +41,13 @@ def _overlap(length: int, cells: int, like: torch.Tensor) -> torch.Tensor:
     pixels = torch.arange(length, device=like.device, dtype=torch.float32)
     shared = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     return (shared.clamp(min=0) * (cells / length)).to(like.dtype)
+
+
+def left_to_right(masks: np.ndarray | Sequence[np.ndarray]) -> list[int]:
+    """The order of masks (each bool [height, width]) by the column of their centres, the order in which objects are named."""
+    columns = [mask.sum(axis=0) for mask in masks]
+    centres = [(counts * np.arange(len(counts))).sum() / max(1, counts.sum()) for counts in columns]
+    return np.argsort(centres, kind="stable").tolist()
 
 
 def resample_mask(mask: torch.Tensor, size: tuple[int, int], mode: str = "area") -> torch.Tensor:

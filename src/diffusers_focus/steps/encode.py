@@ -51,6 +51,7 @@ class FocusImageEncoding:
         images: the images as they were given, upright RGB of 8 bits a channel, whose pixels edits keep; see `own_images`.
         prefixes: the language model's caches over system text, image blocks and query slots, filled by
             `sequence.encode_prefix`; one entry unless the style puts a tag before the image, or LoRA adapters change.
+        objects: what `grounding.object_finder` found, by what it looked for and the number of the image.
     """
 
     inputs: FocusImageInputs
@@ -59,6 +60,7 @@ class FocusImageEncoding:
     codes: tuple[torch.Tensor, torch.Tensor] | None = None
     images: tuple[Image.Image, ...] = ()
     prefixes: dict[Any, PrefixCache] = field(default_factory=dict)
+    objects: dict[Any, dict[int, list[np.ndarray]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.inputs.placements)

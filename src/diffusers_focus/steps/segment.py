@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..models.mask_decoder import FocusMaskOutput
 from ..processing.images import FocusImageProcessor, Placement
+from ..processing.masks import left_to_right
 from ..processing.outlines import outline_masks
 from ..processing.prompts import CLASS, EDIT, INTERACTIVE, REFERRING
 from .arguments import check_count, check_numbers
@@ -334,10 +335,8 @@ def name_objects(masks: np.ndarray, text: str, fallback: str) -> list[str]:
     A single name is every object's; where names run out the last one is repeated; without any name it is `fallback`.
     """
     names = _names(text) or [fallback]
-    columns = np.arange(masks.shape[-1])
-    centres = [(mask.sum(axis=0) * columns).sum() / max(1, mask.sum()) for mask in masks]
     labels = [""] * len(masks)
-    for rank, index in enumerate(np.argsort(centres, kind="stable")):
+    for rank, index in enumerate(left_to_right(masks)):
         labels[index] = names[min(rank, len(names) - 1)]
     return labels
 

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..processing.conversations import Conversation, conversations
 from ..processing.grammar import TokenSampling, text_banned_ids
-from ..processing.prompts import CAPTION, REGION_UNDERSTAND, UNDERSTAND
+from ..processing.prompts import CAPTION, GROUNDED, REGION_UNDERSTAND, UNDERSTAND
 from ..processing.vocabulary import FocusVocabulary
 from .arguments import check_count, check_streamer, generator_list, region_masks, spread, token_sampling
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding, embed_regions, wake
@@ -199,6 +199,7 @@ def answer_questions(
     top_p: float | None = None,
     generator: Generators = None,
     streamer: Any = None,
+    find: Callable[[Sequence[int]], dict[int, list[np.ndarray]]] | None = None,
 ) -> list[str]:
     """Answer the questions of a caller, one for each prompt of the encoding or several about a single image.
 
@@ -210,6 +211,7 @@ def answer_questions(
         temperature, top_k, top_p: sampling; by default the likeliest token is taken.
         generator: for sampling; a list has one for each answer.
         streamer: see `answer_prompts`; to be used within `streaming`.
+        find: from `grounding.object_finder`: questions without a region are asked after the objects it finds in their image.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -221,9 +223,12 @@ def answer_questions(
     generator = generator_list(generator, count)
     prompts = list(range(groups)) if groups == count else [0] * count
     context = FocusContext.of(components)
+    asks = list(zip(prompts, given["prompt"], given["region"]))
+    open_asks = [index for index, asked, pointed in asks if pointed is None and asked.region is None]
+    objects = find(open_asks) if find is not None and open_asks else {}
     rows, masks = [], []
-    for index, asked, pointed in zip(prompts, given["prompt"], given["region"]):
-        row, regions = _question_row(context, encoding, index, asked, pointed)
+    for index, asked, pointed in asks:
+        row, regions = _question_row(context, encoding, index, asked, pointed, objects.get(index, []))
         rows.append(row)
         masks.append(regions)
     region_tokens = None
@@ -250,8 +255,12 @@ def _question_row(
     index: int,
     asked: Conversation,
     region: Any,
+    objects: Sequence[np.ndarray] = (),
 ) -> tuple[PromptRow, list[np.ndarray]]:
-    """One question with its history as a suffix, and the regions in it, bool [height, width], in the order of their slots."""
+    """One question with its history as a suffix, and the regions in it, bool [height, width], in the order of their slots.
+
+    `objects` are shown where the question has no region.
+    """
     number = 0 if encoding is None else encoding.counts[index]
     if asked.images not in (0, number):
         raise ValueError(
@@ -269,6 +278,8 @@ def _question_row(
         else:
             raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
     task = REGION_UNDERSTAND if masks[-1] else CAPTION if asked.text is None else UNDERSTAND
+    if objects and not masks[-1]:
+        task, masks[-1] = GROUNDED, tuple(objects)
     history = [(turn.text, turn.answer, len(own)) for turn, own in zip(asked.history, masks)]
     parts = context.style.suffix(task, text=asked.text, num_images=number, num_regions=len(masks[-1]), history=history)
     return suffix_row(context, parts), [mask for own in masks for mask in own]

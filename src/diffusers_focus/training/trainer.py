@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from ..sharing.files import replace_file
 from ..steps.attention import unplanned_attention
+from .muon import Float32Muon
 from .workers import check_workers, drawn_ahead
 
 CHECKPOINT = "checkpoint"
@@ -193,9 +194,15 @@ def build_optimizers(
         shares.setdefault(group.optimizer, []).append(share)
     builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
         "adamw": lambda share: torch.optim.AdamW(share, betas=recipe.betas, weight_decay=0.0, fused=True),
-        "muon": lambda share: torch.optim.Muon(share, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        "muon": lambda share: _muon(share)(share, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
     }
     return {name: builders[name](shares[name]) for name in OPTIMIZERS if name in shares}
+
+
+def _muon(share: list[dict[str, Any]]) -> type[torch.optim.Muon]:
+    """torch's, but in float32 where the device of the parameters has no instructions for bfloat16."""
+    cpu = share[0]["params"][0].device.type == "cpu"
+    return Float32Muon if fastest_precision(cpu) == "no" else torch.optim.Muon
 
 
 class Trainer:
