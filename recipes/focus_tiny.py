@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = tuple(
-    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn 3-grounded".split()
+    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn".split()
 ) + ("3-identities", "4")
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
@@ -112,7 +112,7 @@ def publish(
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
     records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
     done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
-    mixtures = ("3-grounded", "3-drawn", "3-guided", "3-found", "3-all", "3")
+    mixtures = ("3-drawn", "3-guided", "3-found", "3-all", "3")
     writes_images = bool(set(mixtures) & set(done)) or bool(before.get("images_trained"))
     # Stages of the language model and of masks move the states that instance embeddings are read off: 3-identities comes after.
     moved = any(stage.startswith(("2", "3")) for stage in done)
@@ -121,15 +121,11 @@ def publish(
     mixed = [stage for stage in mixtures if stage in done]
     last = done[mixed[0]] if mixed else None
     listed = bool(last["options"]["mixture"].get("classes")) if last else bool(before.get("classes_trained"))
-    # So does reading what was found, and a stage that moves the language model without it would undo that too.
-    grounded = (
-        bool(last["options"]["mixture"].get("grounded")) if last else not moved and before.get("grounding_classes")
-    )
     pipeline = FocusPipeline(
         **components,
         resolution_group=[[128, 128]],
         classes_trained=listed,
-        grounding_classes=list(SHAPES) if grounded else None,
+        caption_classes=list(SHAPES) if listed else None,
         edit_masks_trained=writes_images,
         instances_trained=linked,
         images_trained=writes_images,

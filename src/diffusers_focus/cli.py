@@ -205,7 +205,7 @@ def _ask(args: argparse.Namespace) -> None:
     pipe = _load(args)
     options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
     options["generator"] = torch.Generator("cpu").manual_seed(args.seed)
-    options["grounding_classes"] = args.grounding_classes
+    options["caption_classes"] = args.caption_classes
     pictures = [pipe.encode_image(image) for image in images]
     shown = pictures[0] if len(pictures) == 1 else [pictures]
     # A conversation is a list of messages; without an earlier question there is nothing to be continued.

@@ -151,10 +151,10 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     ask.add_argument("--chat", action="store_true", help="go on with questions from the standard input, one a line")
     _add_region(ask)
     ask.add_argument(
-        "--grounding-classes",
+        "--caption-classes",
         nargs="*",
         metavar="NAME",
-        help="names of what is found first and shown with the question (default: the pipeline's own; no name: nothing)",
+        help="names to look for in an image that is to be described (default: the pipeline's own; no name: as a whole)",
     )
     ask.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="(default: %(default)s)")
     ask.add_argument(

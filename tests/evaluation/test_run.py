@@ -76,13 +76,15 @@ def test_a_file_is_gone_on_with(tmp_path):
     }
     assert result["settings"]["scenes_per_group"] == result["groups"]["in"]["scenes"] == 6
     assert result["groups"]["in"]["referring"]["mIoU"]["count"] == 3
+    tasks = [task for found in result["groups"].values() for task in found.values() if isinstance(task, dict)]
+    assert len(tasks) == 3 and result["seconds"] == pytest.approx(sum(task["seconds"] for task in tasks), abs=0.1)
     assert set(evaluate(pipe, 3, ["in"], ["referring"], output=path)["groups"]) == {"in"}  # not asked to
     with pytest.raises(ValueError, match="holds no figures of Blind"):
         evaluate(Blind(COUNT), 3, ["in"], ["referring"], output=path, resume=True)
     assert evaluate(pipe, 3, ["in"], ["referring"], output=tmp_path / "new.json", resume=True)["groups"]
 
 
-def test_plain_questions_are_asked_without_what_is_found_first():
+def test_plain_questions_leave_captions_to_the_language_model():
     class Grounded(Oracle):
         given: list = []
 
@@ -93,7 +95,7 @@ def test_plain_questions_are_asked_without_what_is_found_first():
     pipe = Grounded(COUNT)
     found = evaluate(pipe, 2, ["in"], ["questions", "plain_questions"])["groups"]["in"]
     half = len(pipe.given) // 2
-    assert pipe.given == [{}] * half + [{"grounding_classes": []}] * half
+    assert pipe.given == [{}] * half + [{"caption_classes": []}] * half
     assert value(found["plain_questions"], "exact_match") == value(found["questions"], "exact_match") == 1.0
 
 

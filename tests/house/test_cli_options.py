@@ -24,7 +24,7 @@ FROZEN = {
     "": ["--debug", "--version"],
     "ask": [
         *["IMAGE", "QUESTION", *REGION, *PIPELINE, "--also", "--chat"],
-        "--grounding-classes",
+        "--caption-classes",
         *["--max-new-tokens", "--seed", "--temperature", "--top-k", "--top-p"],
     ],
     "segment": [

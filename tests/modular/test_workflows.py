@@ -56,10 +56,10 @@ def assert_drawn(output: Any, state: Any, names: tuple[str, ...] = DRAWN) -> Non
         {"image": [picture(0), picture(1)], "prompt": ["how many?", "what is this?"], "region": [None, Point(9, 9)]},
         {"image": None, "prompt": "how many?"},
         {"image": picture(), "prompt": [TALK, "how many?"]},
-        {"image": picture(), "prompt": "how many?", "grounding_classes": ["circle", "square"]},
+        {"image": picture(), "prompt": "describe the image", "caption_classes": ["circle", "square"]},
         {"image": picture(), "prompt": "how many?", "temperature": 1.0, "top_k": 9, "generator": 3},
     ],
-    ids=["one", "batch", "no image", "conversation", "objects first", "sampled"],
+    ids=["one", "batch", "no image", "conversation", "object by object", "sampled"],
 )
 def test_ask(standard, pipe, options):
     options = {"max_new_tokens": 5, **options}

@@ -32,7 +32,6 @@ def test_focus_prefix_is_the_same_for_every_task():
         "understand": {"text": "how many objects are there?"},
         "region_understand": {"num_regions": 1},
         "caption": {},
-        "grounded": {"num_regions": 2},
         "class": {"text": ["red circle"]},
         "referring": {"text": "the star"},
         "reasoning": {"text": "the one that could roll"},
@@ -71,17 +70,6 @@ def test_each_name_and_each_region_is_a_condition():
     assert P.render_prompt(regions).endswith(
         "remove it <region><region><|im_end|>\n<|im_start|>assistant\n<height_128><width_128>"
     )
-
-
-def test_what_was_found_stands_before_the_question():
-    parts = P.FOCUS.suffix("grounded", text="how many?", num_regions=2)
-    assert P.render_prompt(parts).startswith("<region><region> how many?<|im_end|>")
-    assert [part.condition for part in parts if part.kind == "region"] == [0, 1]
-    assert "<region> describe the image" in P.render_prompt(P.FOCUS.suffix("grounded", num_regions=1))
-    with pytest.raises(ValueError, match="needs a region"):
-        P.FOCUS.suffix("grounded", text="how many?")
-    with pytest.raises(ValueError, match="has no task 'grounded'"):
-        P.ILLUME.suffix("grounded", text="how many?", num_regions=1)
 
 
 def test_conditions_reach_the_right_tokens(tiny):

@@ -32,7 +32,6 @@ FROZEN = {
     "3-found": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-guided": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-drawn": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
-    "3-grounded": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-identities": ("language", {"mask_decoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),
 }

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..processing.masks import left_to_right
 from ..processing.regions import Box, Mask, Point, Region, Scribble, Strokes
 
 REGION_KINDS: tuple[str, ...] = ("click", "scribble", "box", "mask")
@@ -90,37 +89,6 @@ def strokes_prompt(mask: np.ndarray, others: np.ndarray, rng: np.random.Generato
     chosen = rng.permutation(len(seen))[: int(rng.integers(0, 3))]
     wrong = [replace(region_prompt(seen[i] & ~mask, "click", rng), positive=False) for i in chosen]
     return Strokes(*meant, *wrong)
-
-
-def found_objects(masks: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Masks as a model would find them when it looks for everything, from left to right (`left_to_right`).
-
-    Most are the truth give or take two pixels. Of a hundred objects about four are missed, three have a part of them found once
-    more, and three are found as one with another object.
-
-    Args:
-        masks: bool `[N, H, W]`, the true visible masks.
-        rng: The source of randomness.
-    """
-    found = []
-    for mask in masks:
-        fate = rng.random()
-        if fate < 0.04:
-            continue
-        if fate < 0.07:
-            rows, columns = np.nonzero(mask)
-            cut = mask.copy()
-            if rng.random() < 0.5:
-                cut[int(np.median(rows)) :] = False
-            else:
-                cut[:, int(np.median(columns)) :] = False
-            found.append(cut)
-        elif fate < 0.1:
-            mask = mask | masks[int(rng.integers(len(masks)))]
-        pixels = int(rng.choice((0, 0, 0, 1, 1, 2, -1, -1)))
-        found.append(dilate(mask, pixels) if pixels >= 0 else erode(mask, -pixels))
-    found = [mask for mask in found if mask.any()]
-    return [found[index] for index in left_to_right(found)]
 
 
 def _inner_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

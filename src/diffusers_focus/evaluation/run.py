@@ -61,9 +61,9 @@ TASKS: dict[str, type] = {
     "edit_clips": EditClipTask,
     "generation": GenerationTask,
 }
-# Plain questions are asked once more, without what is found first; the ablation draws every edit nine times, codes are for
-# looking into a model, a list of names may be asked one by one, clicks are ten calls a scene, a clip has the frames of eight to
-# twelve scenes, and what is drawn from a description is looked for all over the picture: they run only when they are asked for.
+# Plain questions leave captions to the language model, the ablation draws every edit nine times, codes are for looking into a
+# model, a list of names may be asked one by one, clicks are ten calls a scene, a clip has the frames of eight to twelve scenes, and
+# what is drawn from a description is looked for all over the picture: they run only when they are asked for.
 ON_DEMAND = frozenset(
     {"plain_questions", "ablation", "codes", "classes", "clicks", "clips", "edit_clips", "generation"}
 )
@@ -149,15 +149,18 @@ def evaluate(
     earlier = _earlier(output, str(name)) if resume else {}
     if earlier:
         result |= {"settings": earlier["settings"], "groups": earlier["groups"]}
-    start = time.perf_counter() - earlier.get("seconds", 0.0)
     for group in group_names:
         found = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
         known = result["groups"].get(group, {})
         result["groups"][group] = {**known, **found, "scenes": max(known.get("scenes", 0), count)}
-        result["seconds"] = round(time.perf_counter() - start, 1)
+        result["seconds"] = round(sum(_seconds(one) for one in result["groups"].values()), 1)
         if output is not None:
             replace_json(Path(output), result)
     return result
+
+
+def _seconds(group: dict[str, Any]) -> float:
+    return sum(task["seconds"] for task in group.values() if isinstance(task, dict))
 
 
 def _earlier(output: str | os.PathLike | None, name: str) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _earlier(output: str | os.PathLike | None, name: str) -> dict[str, Any]:
     if output is None or not Path(output).exists():
         return {}
     earlier = json.loads(Path(output).read_text(encoding="utf-8"))
-    if earlier.get("pipeline") != name or not {"settings", "groups", "seconds"} <= set(earlier):
+    if earlier.get("pipeline") != name or not {"settings", "groups"} <= set(earlier):
         raise ValueError(
             f"{os.fspath(output)} holds no figures of {name} (but of {earlier.get('pipeline')!r}); name another file, or begin "
             "anew without resume."

@@ -421,9 +421,9 @@ class QuestionTask:
 
 
 class PlainQuestionTask(QuestionTask):
-    """The same questions about the image alone, without the objects that a pipeline may find first (`grounding_classes`)."""
+    """The same questions, captions left to the language model where a pipeline would ask about each object (`caption_classes`)."""
 
-    options = {"grounding_classes": []}
+    options = {"caption_classes": []}
 
 
 def _is_told(text: str, scene: Scene, referral: Referral) -> bool:

@@ -56,10 +56,10 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "image_encoding": (FocusImageEncoding, None, "The encoded images, from `encode_image`."),
     "question": (str | list, None, "A question or the messages of a conversation, or one for each image."),
     "streamer": (Any, None, "Shows an answer while it is written: transformers' `TextStreamer`, or its like."),
-    "grounding_classes": (
+    "caption_classes": (
         list,
         None,
-        "Names of what is looked for before a question is answered; an empty list asks about the image alone.",
+        "Names of what is looked for where a caption is asked for; an empty list leaves it to the language model.",
     ),
     "prompt": (
         str | list,

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..steps import encode
+from ..steps.description import object_finder
 from ..steps.editing import edit_places, edit_prompts
-from ..steps.grounding import object_finder
 from ..steps.joint_edits import nested
 from ..steps.mask_requests import mask_request
 from ..steps.segment import find_objects, require_masks
@@ -59,9 +59,9 @@ class FocusUnderstandStep(FocusStep):
     """`question` (about `image_encoding`, or about nothing) -> `text`."""
 
     about = "Answers questions about encoded images, about a region of one, or without an image."
-    parts = _LANGUAGE  # what finds objects first is used where it is there, and not loaded for asking alone
+    parts = _LANGUAGE  # the mask decoder, which captions may use, is not loaded for asking alone
     may_lack = ("vision_encoder",)
-    settings = (*_SELECTING, "masks_trained", "grounding_classes")
+    settings = (*_SELECTING, "masks_trained", "caption_classes")
     reads = (
         read("image_encoding"),
         read("question", required=True),
@@ -72,7 +72,7 @@ class FocusUnderstandStep(FocusStep):
         read("top_p"),
         read("generator"),
         read("streamer"),
-        read("grounding_classes"),
+        read("caption_classes"),
     )
     writes = (write("text"),)
 
@@ -91,7 +91,7 @@ class FocusUnderstandStep(FocusStep):
                 generator=block_state.generator,
                 streamer=block_state.streamer,
                 find=object_finder(
-                    *(components, block_state.image_encoding, components.config, block_state.grounding_classes)
+                    *(components, block_state.image_encoding, components.config, block_state.caption_classes)
                 ),
             )
 

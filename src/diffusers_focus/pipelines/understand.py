@@ -12,9 +12,9 @@ from ..models.vision_encoder import FocusVisionEncoder
 from ..models.visual_tokenizer import FocusVisualTokenizer
 from ..processing.conversations import conversations
 from ..processing.images import FocusImageProcessor
+from ..steps.description import object_finder
 from ..steps.encode import FocusImageEncoding, FocusMixedEncoding
 from ..steps.fit import check_fit
-from ..steps.grounding import object_finder
 from ..steps.understand import MAX_ANSWER, answer_questions, streaming
 from ._base import FocusPipelineMixin
 from ._hub import register_pipeline
@@ -38,7 +38,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         streamer: Any = None,
-        grounding_classes: list[str] | None = None,
+        caption_classes: list[str] | None = None,
         return_dict: bool = True,
     ) -> FocusTextOutput | tuple[list[str]]:
         """Answer a question about an image.
@@ -59,9 +59,10 @@ class FocusUnderstandMixin(FocusPipelineMixin):
             streamer: shows the answer while it is written: transformers' `TextStreamer` or `TextIteratorStreamer` on
                 `lm_tokenizer`, or anything with their `put` and `end`. The first `put` is the prompt: give them
                 `skip_prompt=True`.
-            grounding_classes: names of what is looked for first: the objects found are shown to the language model in front of the
-                question, where that has no region of its own and is about one image. Default: the pipeline's setting of this name
-                (focus-tiny has one, converted originals have none). An empty list asks about the image alone.
+            caption_classes: names of what is looked for where a caption is asked for (no prompt, or the prompt style's own) of a
+                single image: each object found is asked about, from left to right, and what is said of them is the caption.
+                Default: the pipeline's setting of this name (focus-tiny has one, converted originals have none). An empty list
+                leaves the whole caption to the language model.
             return_dict: False returns a tuple.
 
         Returns:
@@ -85,7 +86,7 @@ class FocusUnderstandMixin(FocusPipelineMixin):
                 top_p=top_p,
                 generator=generator,
                 streamer=streamer,
-                find=object_finder(self, encoding, self.config, grounding_classes),
+                find=object_finder(self, encoding, self.config, caption_classes),
             )
         self.maybe_free_model_hooks()
         return FocusTextOutput(text=text) if return_dict else (text,)

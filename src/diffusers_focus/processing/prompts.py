@@ -27,7 +27,6 @@ TEXT, IMAGE, QUERIES, REGION, TRIGGER, MASKS, CODES = "text", "image", "queries"
 UNDERSTAND = "understand"
 REGION_UNDERSTAND = "region_understand"
 CAPTION = "caption"
-GROUNDED = "grounded"
 CLASS = "class"
 REFERRING = "referring"
 REASONING = "reasoning"
@@ -37,11 +36,11 @@ EDIT = "edit"
 GENERATE_RANDOM = "generate_random"
 RECONSTRUCT = "reconstruct"
 
-UNDERSTANDING_TASKS = (UNDERSTAND, REGION_UNDERSTAND, CAPTION, GROUNDED)
+UNDERSTANDING_TASKS = (UNDERSTAND, REGION_UNDERSTAND, CAPTION)
 SEGMENTATION_TASKS = (CLASS, REFERRING, REASONING, INTERACTIVE)
 IMAGE_TASKS = (GENERATE, EDIT, GENERATE_RANDOM, RECONSTRUCT)
 TASKS = UNDERSTANDING_TASKS + SEGMENTATION_TASKS + IMAGE_TASKS
-REGION_TASKS = (REGION_UNDERSTAND, GROUNDED, INTERACTIVE)
+REGION_TASKS = (REGION_UNDERSTAND, INTERACTIVE)
 IMAGE_FREE_TASKS = (UNDERSTAND, GENERATE, GENERATE_RANDOM)
 TEXT_FREE_TASKS = (INTERACTIVE, GENERATE_RANDOM, RECONSTRUCT)
 UNCONDITIONAL = MappingProxyType({GENERATE: GENERATE_RANDOM, EDIT: RECONSTRUCT})
@@ -170,7 +169,7 @@ class PromptStyle:
         return [*parts, PromptPart(TEXT, CHAT_TOKENS[2], is_answer=True)]
 
 
-# The sentences of the paper, unchanged. "grounded" is this project's: a question after slots for the objects found in the image.
+# The sentences of the paper, unchanged.
 FOCUS = PromptStyle(
     name="focus",
     tasks=MappingProxyType(
@@ -178,7 +177,6 @@ FOCUS = PromptStyle(
             UNDERSTAND: "{text}",
             REGION_UNDERSTAND: "{text} {regions}",
             CAPTION: "{text}",
-            GROUNDED: "{regions} {text}",
             CLASS: "Please segment all the positive objects by the following candidate categories. {text}",
             REFERRING: "Please segment the target referred to by the language description. {text}",
             REASONING: "Please segment the target referred to by the reasoning-based description. {text}",
@@ -189,9 +187,7 @@ FOCUS = PromptStyle(
             RECONSTRUCT: "Please reconstruct the given image.",
         }
     ),
-    defaults=MappingProxyType(
-        {CAPTION: "describe the image", GROUNDED: "describe the image", REGION_UNDERSTAND: "what is this?"}
-    ),
+    defaults=MappingProxyType({CAPTION: "describe the image", REGION_UNDERSTAND: "what is this?"}),
 )
 
 # ILLUME+ was trained on understanding, generation and editing; it has no queries, and a tag before the image it edits.
@@ -381,7 +377,7 @@ def _fill(
             for number, words in enumerate(names):
                 if number:
                     parts.append(PromptPart(TEXT, separator))
-                given = num_regions and task in (EDIT, REGION_UNDERSTAND, GROUNDED)
+                given = num_regions and task in (EDIT, REGION_UNDERSTAND)
                 parts.append(PromptPart(TEXT, words, condition=None if given else number))
     return _hug(parts)
 

@@ -129,7 +129,7 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     },
     "classes": ("Lists of names", (("AP50", "AP50"), ("PQ", "PQ"), ("mIoU", "mIoU of the names' maps"))),
     "questions": ("Questions", (("exact_match", "exact match"), ("blind", "most frequent answer of the kind"))),
-    "plain_questions": ("Questions", (("exact_match", "exact match, nothing found first"),)),
+    "plain_questions": ("Questions", (("exact_match", "exact match, captions left to the language model"),)),
     "edits": (
         "Edits",
         (

@@ -51,7 +51,7 @@ class FocusImageEncoding:
         images: the images as they were given, upright RGB of 8 bits a channel, whose pixels edits keep; see `own_images`.
         prefixes: the language model's caches over system text, image blocks and query slots, filled by
             `sequence.encode_prefix`; one entry unless the style puts a tag before the image, or LoRA adapters change.
-        objects: what `grounding.object_finder` found, by what it looked for and the number of the image.
+        objects: what `description.ObjectFinder` found, by what it looked for and the number of the image.
     """
 
     inputs: FocusImageInputs

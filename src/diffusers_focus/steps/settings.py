@@ -23,7 +23,7 @@ class Settings(Protocol):
     mask_feather: float
     masks_trained: bool
     classes_trained: bool
-    grounding_classes: list[str] | None
+    caption_classes: list[str] | None
     edit_masks_trained: bool
     instances_trained: bool
     edit_regions_trained: bool
@@ -78,10 +78,10 @@ SETTINGS: dict[str, Setting] = {
     "classes_trained": Setting(
         True, "Whether the language model knows lists of names; without, each name is asked by itself."
     ),
-    "grounding_classes": Setting(
+    "caption_classes": Setting(
         None,
-        "Names of what is looked for before a question is answered: the objects found are shown to the language model with it. "
-        "None asks about the image alone.",
+        "Names of what is looked for where a caption is asked for: each object found is asked about, from left to right. None "
+        "describes the image as a whole.",
     ),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
     "instances_trained": Setting(

@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from ..processing.conversations import Conversation, conversations
 from ..processing.grammar import TokenSampling, text_banned_ids
-from ..processing.prompts import CAPTION, GROUNDED, REGION_UNDERSTAND, UNDERSTAND
+from ..processing.prompts import CAPTION, REGION_UNDERSTAND, UNDERSTAND
+from ..processing.regions import Mask
 from ..processing.vocabulary import FocusVocabulary
 from .arguments import check_count, check_streamer, generator_list, region_masks, spread, token_sampling
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding, embed_regions, wake
@@ -173,6 +174,7 @@ def answer_prompts(
     return [context.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.ids]
 
 
+LIST_SEPARATOR = ", "  # between the objects of a caption
 MAX_ANSWER = 128  # tokens of an answer, unless the caller says otherwise
 
 
@@ -211,7 +213,8 @@ def answer_questions(
         temperature, top_k, top_p: sampling; by default the likeliest token is taken.
         generator: for sampling; a list has one for each answer.
         streamer: see `answer_prompts`; to be used within `streaming`.
-        find: from `grounding.object_finder`: questions without a region are asked after the objects it finds in their image.
+        find: from `description.object_finder`: where a caption is asked for, each object it finds is asked about instead, and what
+            is said of them is the caption. `max_new_tokens` are then those of each. A streamer is given all answers at the end.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -224,29 +227,66 @@ def answer_questions(
     prompts = list(range(groups)) if groups == count else [0] * count
     context = FocusContext.of(components)
     asks = list(zip(prompts, given["prompt"], given["region"]))
-    open_asks = [index for index, asked, pointed in asks if pointed is None and asked.region is None]
-    objects = find(open_asks) if find is not None and open_asks else {}
-    rows, masks = [], []
-    for index, asked, pointed in asks:
-        row, regions = _question_row(context, encoding, index, asked, pointed, objects.get(index, []))
-        rows.append(row)
-        masks.append(regions)
+    described = _objects_to_name(context, asks, find)
+    rows, owners, masks = [], [], []
+    for owner, (index, asked, pointed) in enumerate(asks):
+        # A caption is as many questions as there are objects.
+        parts = [(Conversation(None), Mask(one)) for one in described.get(owner, ())] or [(asked, pointed)]
+        for question, where in parts:
+            row, regions = _question_row(context, encoding, index, question, where)
+            rows.append(row)
+            owners.append(owner)
+            masks.append(regions)
+    shown = [prompts[owner] for owner in owners]
     region_tokens = None
     if isinstance(encoding, FocusImageEncoding):  # regions are asked about one image at a time
-        images = [index for index, regions in zip(prompts, masks) for _ in regions]
+        images = [index for index, regions in zip(shown, masks) for _ in regions]
         region_tokens = embed_regions(components, encoding, images, [mask for regions in masks for mask in regions])
-    return answer_prompts(
+    texts = answer_prompts(
         components,
         encoding,
         rows,
-        prompts,
+        shown,
         task=UNDERSTAND,
         region_tokens=region_tokens,
         max_new_tokens=length,
         sampling=sampling,
-        generator=generator,
-        streamer=streamer,
+        generator=[generator[owner] for owner in owners] if isinstance(generator, list) else generator,
+        streamer=None if described else streamer,
     )
+    said = [[text for text, owner in zip(texts, owners) if owner == number] for number in range(count)]
+    answers = [LIST_SEPARATOR.join(filter(None, parts)) for parts in said]
+    if described and streamer is not None:
+        questions = [_question_row(context, encoding, *ask)[0] for ask in asks]
+        _stream_finished(context, streamer, batch_rows(components, questions, region_tokens=region_tokens).ids, answers)
+    return answers
+
+
+def _objects_to_name(
+    context: FocusContext,
+    asks: Sequence[tuple[int, Conversation, Any]],
+    find: Callable[[Sequence[int]], dict[int, list[np.ndarray]]] | None,
+) -> dict[int, list[np.ndarray]]:
+    """The objects of each question that asks for a caption, by its number; those in whose image nothing is found are not in it."""
+    captions = (None, context.style.defaults.get(CAPTION))
+    numbers = [
+        number
+        for number, (_, asked, region) in enumerate(asks)
+        if asked.text in captions and asked.region is None and region is None
+    ]
+    if find is None or not numbers:
+        return {}
+    found = find([asks[number][0] for number in numbers])
+    return {number: found[asks[number][0]] for number in numbers if found[asks[number][0]]}
+
+
+def _stream_finished(context: FocusContext, streamer: Any, prompts: torch.Tensor, answers: Sequence[str]) -> None:
+    """Give a streamer answers that are finished, as if they were written now: `prompts` [R, T], then ids [R] step by step."""
+    pad = context.vocabulary.pad
+    streamer.put(prompts.masked_fill(prompts < 0, pad).cpu())
+    ids = [torch.tensor(context.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
+    for step in torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad).T:
+        streamer.put(step)
 
 
 def _question_row(
@@ -255,12 +295,8 @@ def _question_row(
     index: int,
     asked: Conversation,
     region: Any,
-    objects: Sequence[np.ndarray] = (),
 ) -> tuple[PromptRow, list[np.ndarray]]:
-    """One question with its history as a suffix, and the regions in it, bool [height, width], in the order of their slots.
-
-    `objects` are shown where the question has no region.
-    """
+    """One question with its history as a suffix, and the regions in it, bool [height, width], in the order of their slots."""
     number = 0 if encoding is None else encoding.counts[index]
     if asked.images not in (0, number):
         raise ValueError(
@@ -278,8 +314,6 @@ def _question_row(
         else:
             raise ValueError("A region needs exactly one image in its question. Ask about that image alone.")
     task = REGION_UNDERSTAND if masks[-1] else CAPTION if asked.text is None else UNDERSTAND
-    if objects and not masks[-1]:
-        task, masks[-1] = GROUNDED, tuple(objects)
     history = [(turn.text, turn.answer, len(own)) for turn, own in zip(asked.history, masks)]
     parts = context.style.suffix(task, text=asked.text, num_images=number, num_regions=len(masks[-1]), history=history)
     return suffix_row(context, parts), [mask for own in masks for mask in own]

@@ -23,7 +23,7 @@ from ..data.language import (
     reasoning_expressions,
     referring_expressions,
 )
-from ..data.regions_sampling import REGION_KINDS, dilate, erode, found_objects, region_prompt, strokes_prompt
+from ..data.regions_sampling import REGION_KINDS, dilate, erode, region_prompt, strokes_prompt
 from ..data.world import SHAPES, Rendered, Scene, render
 from ..processing.images import FocusImageInputs
 from ..processing.prompts import (
@@ -32,7 +32,6 @@ from ..processing.prompts import (
     EDIT,
     GENERATE,
     GENERATE_RANDOM,
-    GROUNDED,
     INTERACTIVE,
     REASONING,
     RECONSTRUCT,
@@ -52,7 +51,7 @@ NO_TARGET = "nothing"  # what the model writes where no object matches
 
 @dataclass
 class TextPrompt:
-    """A prompt answered in words. `region` is the first of its regions in `LanguageBatch.regions`, None without."""
+    """A prompt answered in words. `region` indexes `LanguageBatch.regions`, None without."""
 
     image: int
     parts: Sequence[PromptPart | Segment]
@@ -185,8 +184,7 @@ class Mixture:
     `often` are kinds of expressions of which a picture gets one more each time they are named. `naming` are expressions and
     instructions answered with the names and the mask trigger alone, as cheap as questions: without them the names before masks were
     right in three of ten, while every kind of question was answered. `naming_generalized` are such prompts with expressions of
-    none, one or many objects: whether anything is meant is a matter of words. `grounded` are questions of `grounded_kinds` that
-    come after a slot for each object, found about as well as the model finds it.
+    none, one or many objects: whether anything is meant is a matter of words.
     """
 
     questions: int = 8
@@ -211,8 +209,6 @@ class Mixture:
     often: tuple[str, ...] = ()
     naming: int = 0
     naming_generalized: int = 0
-    grounded: int = 0
-    grounded_kinds: tuple[str, ...] = tuple(kind for kind in QUESTION_KINDS if kind != "region")
 
     @property
     def masks(self) -> int:
@@ -263,7 +259,6 @@ def draw_batch(
         rng = np.random.default_rng((seed, step * batch_size + image, 2))
         _add_questions(draft, image, scene, rendered, mixture, rng)
         _add_naming(draft, image, scene, mixture, draw_edit, rng)
-        _add_grounded(draft, image, scene, rendered, mixture, (seed, step * batch_size + image, 4))
         edits = [draw_edit(scene, rng) for _ in range(mixture.edit_masks)]
         _add_masks(draft, image, scene, rendered, mixture, edits, rng)
         for number in range(_count(mixture.edits, rng)):
@@ -315,20 +310,6 @@ def _add_questions(draft, image: int, scene: Scene, rendered: Rendered, mixture:
             task = CAPTION if question.kind == "caption" else UNDERSTAND
             parts = draft.style.suffix(task, text=question.text, answer=question.answer)
         draft.texts.append(TextPrompt(image, parts, question.kind, region))
-
-
-def _add_grounded(draft, image: int, scene: Scene, rendered: Rendered, mixture: Mixture, seed: tuple[int, ...]) -> None:
-    """Questions after the objects of the picture; it has random numbers of its own, so that the rest is what it was without."""
-    if not mixture.grounded:
-        return
-    rng = np.random.default_rng(seed)
-    found = found_objects(rendered.masks, rng)
-    if not found:
-        return
-    first = [draft.add_raster(image, mask) for mask in found][0]
-    for question in questions(scene, rng, mixture.grounded, mixture.grounded_kinds):
-        parts = draft.style.suffix(GROUNDED, text=question.text, num_regions=len(found), answer=question.answer)
-        draft.texts.append(TextPrompt(image, parts, f"grounded_{question.kind}", first))
 
 
 def _add_naming(draft, image: int, scene: Scene, mixture: Mixture, draw_edit, rng) -> None:

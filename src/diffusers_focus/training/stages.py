@@ -15,7 +15,6 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ..data.language import QUESTION_KINDS
 from .autoencoder import AutoencoderObjective
 from .diffusion import DecoderObjective
 from .features import FeatureObjective
@@ -84,17 +83,6 @@ DRAWN = {
     "generations": 1.0,
     "edits": 3.0,
     "edit_kinds": ("remove", "background", *2 * ("recolour", "fill", "resize"), *3 * ("replace", "reshape")),
-}
-# Questions after slots for the objects, captions and counts most of all; everything else goes on.
-GROUNDED = {
-    **DRAWN,
-    "questions": 3,
-    "naming": 2,
-    "grounded": 5,
-    "grounded_kinds": (*QUESTION_KINDS[:6], *2 * ("caption", "count_attribute"), "caption", "count", "relation"),
-    "edits": 0.25,
-    "wordings": 1,
-    "generations": 0.0,
 }
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
@@ -283,17 +271,6 @@ STAGES: dict[str, StageRecipe] = {
                 "grow": {"num_hidden_layers": 8, "intermediate_size": 1024},
                 "outline_dim": 192,
             },
-        ),
-        StageRecipe(
-            name="3-grounded",
-            objective="language",
-            groups=(*_reading(5e-4), ParameterGroup("mask_decoder", 1.5e-4), replace(GUIDANCE, learning_rate=1e-3)),
-            steps=170,
-            batch_size=24,
-            decay_fraction=0.7,
-            warmup_steps=15,
-            seed=83,
-            options={"mixture": GROUNDED, "masks_every": 6, "vectors": 2.0},
         ),
         StageRecipe(
             name="3-identities",

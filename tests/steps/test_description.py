@@ -1,0 +1,152 @@
+"""Captions object by object: what is asked about, in which order it is said, and when an image is described as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_focus import FocusUnderstandPipeline, Mask, Point
+from diffusers_focus.processing.masks import left_to_right
+from diffusers_focus.steps.description import object_finder
+
+from tests.tiny import picture, seeded, shared_pipeline, tiny_pipeline
+
+NAMES = ["circle", "square"]
+OPTIONS = {"max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline(caption_classes=NAMES)
+
+
+@pytest.fixture
+def searches(monkeypatch, pipe):
+    """A number for each time that objects were looked for."""
+    seen, decode = [], type(pipe.mask_decoder).decode
+
+    def watched(*args, **options):
+        seen.append(len(seen))
+        return decode(*args, **options)
+
+    monkeypatch.setattr(type(pipe.mask_decoder), "decode", watched)
+    return seen
+
+
+@torch.no_grad()
+def found(pipe, encoding, indices):
+    return object_finder(pipe, encoding, pipe.config)(indices)
+
+
+def named(pipe, image) -> str:
+    """What a caller would put together by hand."""
+    masks = np.asarray(pipe.segment(image, classes=NAMES, score_threshold=pipe.config.fallback_threshold).masks[0])
+    regions = [Mask(masks[place]) for place in left_to_right(masks)]
+    assert len(regions) > 1
+    return ", ".join(filter(None, pipe.understand(image, [None] * len(regions), regions, **OPTIONS).text))
+
+
+def test_what_is_found_is_what_segmenting_finds_from_left_to_right(pipe):
+    seen = pipe.encode_image([picture(), picture(1)])
+    objects = found(pipe, seen, [1, 0, 1])
+    masks = pipe.segment(seen, classes=[NAMES, NAMES], score_threshold=pipe.config.fallback_threshold).masks
+    assert set(objects) == {0, 1}
+    for index, expected in enumerate(map(np.asarray, masks)):
+        assert len(objects[index]) == len(expected) > 1
+        np.testing.assert_array_equal(np.stack(objects[index]), expected[left_to_right(expected)])
+        centres = [np.nonzero(mask)[1].mean() for mask in objects[index]]
+        assert centres == sorted(centres)
+
+
+def test_a_caption_says_what_each_object_is(pipe):
+    image = picture()
+    expected = named(pipe, image)
+    whole = shared_pipeline().understand(image, **OPTIONS).text[0]  # the same weights, without the setting
+    assert pipe.understand(image, **OPTIONS).text == [expected] != [whole]
+    assert pipe.understand(image, "describe the image", **OPTIONS).text == [expected]
+    assert pipe.understand(image, caption_classes=[], **OPTIONS).text == [whole]
+    assert shared_pipeline().understand(image, caption_classes=NAMES, **OPTIONS).text == [expected]
+
+
+def test_rows_of_a_batch_say_what_each_says_alone(pipe):
+    seen, region = pipe.encode_image(picture()), Point(19, 19)
+    prompts, regions = ["how many?", None, None, "describe the image"], [None, None, region, None]
+    alone = [pipe.understand(seen, prompt, where, **OPTIONS).text[0] for prompt, where in zip(prompts, regions)]
+    assert pipe.understand(seen, prompts, regions, **OPTIONS).text == alone
+    assert len(set(alone)) == 3
+    images = [picture(), picture(1)]
+    assert pipe.understand(images, **OPTIONS).text == [pipe.understand(one, **OPTIONS).text[0] for one in images]
+
+
+def test_drawn_words_belong_to_their_row(pipe):
+    drawn = {"temperature": 2.0, "max_new_tokens": 4}
+    both = pipe.understand([picture(), picture(1)], generator=[seeded(3), seeded(4)], **drawn).text
+    for image, seed, text in ((picture(), 3, both[0]), (picture(1), 4, both[1])):
+        assert pipe.understand(image, generator=[seeded(seed)], **drawn).text == [text]
+
+
+def test_objects_are_looked_for_once_and_only_for_captions(pipe, searches):
+    seen = pipe.encode_image(picture())
+    pipe.understand(seen, "how many?", **OPTIONS)
+    pipe.understand(seen, None, Point(19, 19), **OPTIONS)
+    pipe.understand(seen, [{"role": "user", "content": "describe the image", "region": Point(19, 19)}], **OPTIONS)
+    assert searches == []
+    first = pipe.understand(seen, **OPTIONS).text
+    assert pipe.understand(seen, ["how many?", None], **OPTIONS).text[1:] == first
+    assert len(searches) == 1
+    pipe.understand(seen, caption_classes=["circle"], **OPTIONS)
+    assert len(searches) == 2
+
+
+def test_a_streamer_is_given_the_finished_caption(pipe):
+    from tests.steps.test_understand import Seen
+
+    streamer = Seen()
+    texts = pipe.understand(picture(), ["how many?", None], streamer=streamer, **OPTIONS).text
+    first, *steps = streamer.calls
+    pad = pipe.lm_tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert first.shape[0] == 2 and streamer.ended == 1 and all(step.shape == (2,) for step in steps)
+    for row, text in enumerate(texts):
+        ids = [i for i in torch.stack(steps)[:, row].tolist() if i != pad]
+        assert pipe.lm_tokenizer.decode(ids).strip() == text
+
+
+def test_an_image_in_which_nothing_is_found_is_described_as_a_whole():
+    nothing = tiny_pipeline(caption_classes=NAMES, score_threshold=1.0, fallback_threshold=1.0)
+    assert nothing.understand(picture(), **OPTIONS).text == shared_pipeline().understand(picture(), **OPTIONS).text
+
+
+def test_several_images_and_pipelines_that_cannot_look_describe_as_a_whole(pipe):
+    plain, images = shared_pipeline(), [[picture(), picture(1)]]
+    assert pipe.understand(images, **OPTIONS).text == plain.understand(images, **OPTIONS).text
+    whole = plain.understand(picture(), **OPTIONS).text
+    parts = {n: getattr(pipe, n) for n in ("vision_encoder", "language_model", "lm_tokenizer")}
+    parts |= {n: getattr(pipe, n) for n in ("visual_tokenizer", "image_processor")}
+    reader = FocusUnderstandPipeline(**parts)
+    untrained = tiny_pipeline(caption_classes=NAMES, masks_trained=False)
+    assert reader.understand(picture(), **OPTIONS).text == untrained.understand(picture(), **OPTIONS).text == whole
+    with pytest.raises(ValueError, match="no mask_decoder"):
+        reader.understand(picture(), caption_classes=NAMES)
+    with pytest.raises(ValueError, match="not trained"):
+        untrained.understand(picture(), caption_classes=NAMES)
+    with pytest.raises(ValueError, match="at least one image"):
+        pipe.understand(None)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "words"),
+    [("circle", TypeError, "list of names"), ([3], TypeError, "caption_classes"), ([" "], ValueError, "empty")],
+)
+def test_names_that_are_none_are_refused(pipe, names, kind, words):
+    with pytest.raises(kind, match=words):
+        pipe.understand(picture(), caption_classes=names)
+
+
+def test_the_setting_travels_with_the_pipeline(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = type(pipe).from_pretrained(tmp_path)
+    assert again.config.caption_classes == NAMES
+    assert again.understand(picture(), **OPTIONS).text == pipe.understand(picture(), **OPTIONS).text
+    whole = shared_pipeline().understand(picture(), **OPTIONS).text
+    assert FocusUnderstandPipeline.from_pretrained(tmp_path).understand(picture(), **OPTIONS).text == whole
