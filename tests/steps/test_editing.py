@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_focus.processing.grammar import TokenSampling
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
 from diffusers_focus.processing.prompts import EDIT, INTERACTIVE, REFERRING
 from diffusers_focus.steps import composite
-from diffusers_focus.steps.editing import EditPrompt, drawing, edit_codes, edit_place
+from diffusers_focus.steps.editing import EditPrompt, drawing, edit_codes, edit_place, generation_codes
 from diffusers_focus.steps.encode import source_codes
 from diffusers_focus.steps.sampling import GREEDY
 from diffusers_focus.steps.segment import FoundObjects
 
-from tests.tiny import disk_mask, picture, shared_pipeline
+from tests.tiny import disk_mask, picture, seeded, shared_pipeline
 
 
 def found(edit: bool) -> FoundObjects:
@@ -174,6 +175,29 @@ def test_edits_that_keep_an_outline_may_be_guided_otherwise():
     plain, guided = codes(), codes(guidance_scale=4.0)
     assert plain[0] != guided[0] and plain[1] != guided[1]
     assert codes(kept_guidance_scale=4.0) == [guided[0], plain[1]]
+
+
+def test_each_level_of_tokens_may_be_drawn_in_its_own_way():
+    settings = shared_pipeline().config
+    one = drawing(settings, temperature=0.5, top_k=4, top_p=0.9)
+    assert (one["semantic"], one["pixel"]) == (TokenSampling(0.5, 4, 0.9), TokenSampling(0.5, 12, 0.9))
+    pair = drawing(settings, temperature=(0.5, 0), top_k=(4, 5), top_p=[0.9, 1.0])
+    assert (pair["semantic"], pair["pixel"]) == (TokenSampling(0.5, 4, 0.9), GREEDY)
+    assert drawing(settings, temperature=(0.5, 0.7), top_k=(4, 5))["pixel"].top_k == 5
+
+
+def test_pixel_tokens_follow_the_pair_and_semantic_tokens_stay():
+    pipe = shared_pipeline()
+
+    @torch.no_grad()
+    def codes(seed: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
+        options = drawing(pipe.config, **options)
+        return generation_codes(pipe, ["a disk"], (64, 64), generator=seeded(seed), **options)
+
+    (first, pixels), (second, others) = (codes(seed, temperature=(0, 2.0)) for seed in (1, 2))
+    assert torch.equal(first, second) and not torch.equal(pixels, others)
+    (first, _), (second, _) = (codes(seed, temperature=(2.0, 0)) for seed in (1, 2))
+    assert not torch.equal(first, second)
 
 
 def test_a_guidance_that_is_asked_for_is_that_of_all_edits():

@@ -121,9 +121,9 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         token_guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        temperature: float | tuple[float, float] | None = None,
+        top_k: int | tuple[int, int] | None = None,
+        top_p: float | tuple[float, float] | None = None,
         preserve_background: bool = True,
         mask_dilation: int | None = None,
         mask_blur: int | None = None,
@@ -169,7 +169,8 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             generator: for tokens and noise; a list has one for each result, and each then is what it would be alone.
             latents: initial noise (n, channels, height, width) of unit variance, in place of a drawn one.
             token_guidance_scale, temperature, top_k, top_p: how the language model draws visual tokens; the pipeline's own by
-                default. A temperature of 0 takes the likeliest. Pixel tokens get three times `top_k`.
+                default. A temperature of 0 takes the likeliest. Pixel tokens get three times `top_k`. A pair has one value for
+                semantic and one for pixel tokens, such as `temperature=(1.0, 0.0)`.
             preserve_background: keep every pixel outside the soft edit mask; False returns what the decoder made of it all.
             mask_dilation: pixels to grow the edit mask by, in place of the pipeline's own rule.
             mask_blur: reach of its soft edge in pixels of the image.

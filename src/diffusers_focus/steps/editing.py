@@ -327,26 +327,41 @@ def drawing(
     *,
     edits: bool = False,
     token_guidance_scale: float | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    temperature: float | Sequence[float] | None = None,
+    top_k: int | Sequence[int] | None = None,
+    top_p: float | Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """How visual tokens are drawn, as arguments of `generation_codes` or (`edits`) `edit_codes`; None takes the pipeline's own."""
+    """How visual tokens are drawn, as arguments of `generation_codes` or (`edits`) `edit_codes`; None takes the pipeline's own.
+
+    `temperature`, `top_k` and `top_p` are one value for both levels (of `top_k` pixel tokens get three times), or a pair: semantic
+    tokens, pixel tokens.
+    """
     check_numbers(token_guidance_scale=token_guidance_scale)
-    temperature = settings.default_temperature if temperature is None else temperature
-    top_k = settings.default_top_k if top_k is None else top_k
-    top_p = settings.default_top_p if top_p is None else top_p
+    heat = _by_level(settings.default_temperature if temperature is None else temperature, "temperature")
+    most = _by_level(settings.default_top_k if top_k is None else top_k, "top_k", 3)
+    share = _by_level(settings.default_top_p if top_p is None else top_p, "top_p")
+    semantic, pixel = (token_sampling(*values) for values in zip(heat, most, share, strict=True))
     scale = settings.default_token_guidance_scale if token_guidance_scale is None else token_guidance_scale
     options: dict[str, Any] = {
         "guidance_scale": scale,
-        "semantic": token_sampling(temperature, top_k, top_p),
-        "pixel": token_sampling(temperature, 3 * top_k, top_p),
+        "semantic": semantic,
+        "pixel": pixel,
         "sharpness": settings.pixel_code_sharpness,
     }
     if edits:
         own = token_guidance_scale is None
         options["kept_guidance_scale"] = settings.kept_outline_token_guidance_scale if own else None
     return options
+
+
+def _by_level(value: Any, name: str, factor: int = 1) -> tuple[Any, Any]:
+    """The value for semantic and the one for pixel tokens, which is `factor` times a single one."""
+    if not isinstance(value, (list, tuple)):
+        numeric = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        return value, value * factor if numeric and factor != 1 else value
+    if len(value) != 2 or None in value:
+        raise ValueError(f"{name} is one number, or a pair: of semantic and of pixel tokens; got {value!r}.")
+    return value[0], value[1]
 
 
 def warn_untrained(settings: Settings) -> None:
