@@ -128,6 +128,7 @@ def publish(
         caption_classes=list(SHAPES) if listed else None,
         edit_masks_trained=writes_images,
         instances_trained=linked,
+        instruction_phrases=True,
         images_trained=writes_images,
         default_num_inference_steps=12,
         default_guidance_scale=1.5,

@@ -9,11 +9,23 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_focus import Point
+from diffusers_focus.data.edits import EDIT_KINDS
+from diffusers_focus.data.world import sample_scene
+from diffusers_focus.evaluation.edits import edit_sample
 from diffusers_focus.processing.grammar import TokenSampling
 from diffusers_focus.processing.images import FocusImageProcessor, Placement
 from diffusers_focus.processing.prompts import EDIT, INTERACTIVE, REFERRING
 from diffusers_focus.steps import composite
-from diffusers_focus.steps.editing import EditPrompt, drawing, edit_codes, edit_place, generation_codes
+from diffusers_focus.steps.editing import (
+    EditPrompt,
+    drawing,
+    edit_codes,
+    edit_place,
+    edit_places,
+    edit_prompts,
+    generation_codes,
+)
 from diffusers_focus.steps.encode import source_codes
 from diffusers_focus.steps.sampling import GREEDY
 from diffusers_focus.steps.segment import FoundObjects
@@ -208,3 +220,57 @@ def test_a_guidance_that_is_asked_for_is_that_of_all_edits():
     wanting = SimpleNamespace(**{**settings, "kept_outline_token_guidance_scale": 1.5})
     assert drawing(wanting, edits=True)["kept_guidance_scale"] == 1.5
     assert drawing(wanting, edits=True, token_guidance_scale=3.0)["kept_guidance_scale"] is None
+
+
+@pytest.mark.parametrize(
+    ("instruction", "phrase"),
+    [
+        ("please remove the cup.", "the cup"),
+        ("Replace the man with a dog", "the man"),
+        ("change the object next to the cup to a bowl", "the object next to the cup"),
+        ("make the dog's fur  white", "the dog's fur"),
+        ("paint the large door red!", "the large door"),
+        ("change the background to a red to blue gradient", None),
+        ("make it night", None),
+        ("add a hat", None),
+        ("remove", None),
+    ],
+)
+def test_the_object_of_an_instruction_has_words(instruction, phrase):
+    assert composite.object_phrase(instruction) == phrase
+
+
+def test_the_object_of_every_instruction_of_the_world_has_its_words():
+    kinds = set()
+    for seed in range(200):
+        edit = edit_sample(sample_scene(seed))
+        kinds.add(edit.edit_kind)
+        expected = None if edit.edit_kind == "background" else edit.target_text
+        assert composite.object_phrase(edit.instruction) == expected
+    assert kinds == set(EDIT_KINDS)
+
+
+@torch.no_grad()
+def test_where_an_instruction_and_its_objects_words_differ_the_words_count():
+    pipe = shared_pipeline()
+    asking = SimpleNamespace(**{**pipe.config, "instruction_phrases": True})
+    encoding = pipe.encode_image([picture(seed) for seed in range(6)])
+
+    def places(settings, **options):
+        return edit_places(pipe, encoding, edit_prompts(pipe, encoding, texts, settings, **options), settings)
+
+    outcomes = set()
+    for phrase in ("the disk", "the blue square", "it is all"):
+        texts = [f"make {phrase} larger"] * len(encoding)
+        both, whole, words = places(asking), places(pipe.config), places(pipe.config, target=phrase)
+        for got, own, other in zip(both, whole, words, strict=True):
+            first, second = own.masks.any(axis=0), other.masks.any(axis=0)
+            differ = phrase != "it is all" and 2 * (first & second).sum() < (first | second).sum()
+            outcomes.add(bool(differ))
+            expected = other if differ and second.any() else own
+            np.testing.assert_array_equal(got.masks, expected.masks)
+            np.testing.assert_array_equal(got.edit_mask, expected.edit_mask)
+        for given in ({"target": "the disk"}, {"region": Point(19, 19)}, {"mask_image": disk_mask()}):
+            for got, expected in zip(places(asking, **given), places(pipe.config, **given), strict=True):
+                np.testing.assert_array_equal(got.edit_mask, expected.edit_mask)
+    assert outcomes == {False, True}

@@ -163,6 +163,7 @@ class FocusLocateStep(FocusStep):
         "masks_trained",
         "edit_masks_trained",
         "edit_regions_trained",
+        "instruction_phrases",
         "edit_without_mask",
         "mask_dilation",
     )

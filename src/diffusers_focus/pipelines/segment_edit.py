@@ -100,6 +100,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         edit_masks_trained: bool = True,
         instances_trained: bool = False,
         edit_regions_trained: bool = False,
+        instruction_phrases: bool = False,
         edit_without_mask: bool = False,
         images_trained: bool = True,
         num_text_tokens: int = 77,
@@ -150,6 +151,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             edit_masks_trained=edit_masks_trained,
             instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
+            instruction_phrases=instruction_phrases,
             edit_without_mask=edit_without_mask,
             images_trained=images_trained,
             num_text_tokens=num_text_tokens,
@@ -202,6 +204,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
             without, features under the masks link the frames of a clip.
         edit_regions_trained: whether the language model knows edit prompts with regions in them.
+        instruction_phrases: whether the object of an instruction is looked for by its own words too ("the large ring" of "make the
+            large ring red"); where the two readings differ, these count.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
         images_trained: whether the language model was trained to write images; without it, edits and generations come with a
             warning.

@@ -27,6 +27,31 @@ _NEW_OUTLINE = re.compile(
 )
 
 
+# What an instruction does to an object, and the words for that object.
+_OBJECT = re.compile(
+    r"(?:please )?(?:"
+    r"(?:remove|delete|erase|take away|get rid of) (?P<removed>.+)"
+    r"|(?:replace|swap|exchange|substitute) (?P<replaced>.+?) (?:with|by|for) .+"
+    r"|(?:turn|change|transform|convert) (?P<changed>.+) (?:to|into) .+"
+    r"|(?:make|paint|colou?r) (?P<made>.+) [\w-]+"
+    r")",
+    re.IGNORECASE,
+)
+_NO_OBJECT = re.compile(
+    r"\b(background|scene|image|picture|photo|photograph|everything|it|them|this|that)\b", re.IGNORECASE
+)
+
+
+def object_phrase(instruction: str) -> str | None:
+    """The words an instruction has for what it is about: "the large ring" of "make the large ring red".
+
+    None where it is of another form, or about no single thing ("change the background to ...", "make it night").
+    """
+    found = _OBJECT.fullmatch(" ".join(instruction.split()).rstrip(".!"))
+    phrase = next(filter(None, found.groups()), None) if found else None
+    return None if phrase is None or _NO_OBJECT.search(phrase) else phrase
+
+
 def needs_box(instruction: str) -> bool:
     """Whether an instruction replaces, reshapes or resizes, so that the edit may leave the outline of its object."""
     return _NEW_OUTLINE.search(instruction) is not None

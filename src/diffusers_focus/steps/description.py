@@ -71,13 +71,12 @@ def object_finder(
     Raises:
         TypeError, ValueError: names that are none, or nothing to find masks with.
     """
-    if names is None:
-        names = (getattr(settings, "caption_classes", None) or ()) if can_segment(components, settings) else ()
-    elif not isinstance(names, (list, tuple)):
+    if names is not None and not isinstance(names, (list, tuple)):
         raise TypeError(
             f"caption_classes must be a list of names, got {type(names).__name__}. An empty list describes the image as a whole."
         )
-    names = tuple(check_text(name, "A name in caption_classes") for name in names)
+    own = getattr(settings, "caption_classes", None) if can_segment(components, settings) else None
+    names = tuple(check_text(name, "A name in caption_classes") for name in (own if names is None else names) or ())
     if not names:
         return None
     require_masks(components, settings, "describing an image object by object")

@@ -32,7 +32,7 @@ from .arguments import (
     spread,
     token_sampling,
 )
-from .composite import grow_mask, latent_masks, needs_box, place_on_grid, relative_radius
+from .composite import grow_mask, latent_masks, needs_box, object_phrase, place_on_grid, relative_radius
 from .encode import Components, FocusImageEncoding, LoadedImages, embed_regions, source_codes, wake
 from .guidance import cell_guide, guiding
 from .joint_edits import edits_by_picture, joint_codes
@@ -265,6 +265,12 @@ def edit_place(
     return EditPlace(found.masks, mask)
 
 
+def _differ(instruction: FoundObjects, phrase: FoundObjects) -> bool:
+    """Whether the words of an object mean something that the instruction was not read as: less than half of both in common."""
+    first, second = instruction.masks.any(axis=0), phrase.masks.any(axis=0)
+    return bool(second.any()) and 2 * (first & second).sum() < (first | second).sum()
+
+
 def edit_places(
     components: Components,
     encoding: FocusImageEncoding | LoadedImages,
@@ -289,14 +295,25 @@ def edit_places(
             else edit_place(one, None, mask_dilation=mask_dilation)
             for one in prompts
         ]
-    asked = [(row, one.where) for row, one in enumerate(prompts) if one.where is not None]
-    answers = []
+    asked = {row: one.where for row, one in enumerate(prompts) if one.where is not None}
+    # An instruction says in its words, too, what it is about; as an expression that may be easier to read.
+    phrases = {
+        row: phrase
+        for row, one in enumerate(prompts)
+        if settings.instruction_phrases and one.asks_edit and not one.slots
+        if (phrase := object_phrase(one.instruction)) is not None
+    }
+    found, named = {}, {}
     if asked:
         assert isinstance(encoding, FocusImageEncoding)
-        answers = find_objects(components, encoding, [where for _, where in asked], settings)
-    found = {row: answer for (row, _), answer in zip(asked, answers)}
+        second = [MaskPrompt(prompts[row].image, REFERRING, phrase) for row, phrase in phrases.items()]
+        answers = find_objects(components, encoding, [*asked.values(), *second], settings)
+        found = dict(zip(asked, answers))
+        named = dict(zip(phrases, answers[len(asked) :]))
     places = []
     for row, one in enumerate(prompts):
+        if row in named and _differ(found[row], named[row]):
+            one, found[row] = replace(one, target=phrases[row]), named[row]
         place = edit_place(
             one,
             found.get(row),

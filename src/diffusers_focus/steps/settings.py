@@ -27,6 +27,7 @@ class Settings(Protocol):
     edit_masks_trained: bool
     instances_trained: bool
     edit_regions_trained: bool
+    instruction_phrases: bool
     edit_without_mask: bool
     images_trained: bool
     num_text_tokens: int
@@ -89,6 +90,10 @@ SETTINGS: dict[str, Setting] = {
         "Whether instance embeddings tell objects apart; without, features under the masks link the frames of a clip.",
     ),
     "edit_regions_trained": Setting(False, "Whether the language model knows edit prompts with regions in them."),
+    "instruction_phrases": Setting(
+        False,
+        "Whether the object of an instruction is looked for by its own words too; where the two readings differ, these count.",
+    ),
     "edit_without_mask": Setting(False, "Whether an instruction that finds nothing edits the whole image."),
     "images_trained": Setting(True, "Whether the language model was trained to write images."),
     "num_text_tokens": Setting(77, "Zero rows in front of the UNet's sequence, where SDXL has its text."),
