@@ -458,7 +458,7 @@ def _eval(args: argparse.Namespace) -> None:
 def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
     if args.groups is not None or args.tasks is not None or args.resume:
         raise ValueError(
-            "--groups, --tasks and --resume belong to held-out scenes; leave them out, or leave out the benchmark"
+            "--resume, --groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark"
         )
     from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
     from .evaluation.picture_scores import Measures

@@ -96,7 +96,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         mask_feather: float = 0.02,
         masks_trained: bool = True,
         classes_trained: bool = True,
-        caption_classes: list[str] | None = None,
+        caption_classes: str | list[str] | None = None,
         edit_masks_trained: bool = True,
         instances_trained: bool = False,
         edit_regions_trained: bool = False,
@@ -147,7 +147,10 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             mask_feather=mask_feather,
             masks_trained=masks_trained,
             classes_trained=classes_trained,
-            caption_classes=caption_classes,
+            # One text: diffusers takes a list of words in model_index.json for a component.
+            caption_classes=", ".join(caption_classes)
+            if isinstance(caption_classes, (list, tuple))
+            else caption_classes,
             edit_masks_trained=edit_masks_trained,
             instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
@@ -198,8 +201,9 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         masks_trained: whether the mask decoder was trained with this language model. Without, `segment` refuses, and the place of
             an edit is a mask, box or rough mask from outside, or the whole image.
         classes_trained: whether the language model knows lists of names. Without, `segment(classes=...)` asks each name by itself.
-        caption_classes: names of what is looked for where `understand` is asked for a caption: each object found is asked about,
-            from left to right, and what is said of them is the caption. None leaves the whole of it to the language model.
+        caption_classes: names (a list, or a text with commas between) of what is looked for where `understand` is asked for a
+            caption: each object found is asked about, from left to right, and what is said of them is the caption. None leaves the
+            whole of it to the language model.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
             without, features under the masks link the frames of a clip.

@@ -75,8 +75,10 @@ def object_finder(
         raise TypeError(
             f"caption_classes must be a list of names, got {type(names).__name__}. An empty list describes the image as a whole."
         )
-    own = getattr(settings, "caption_classes", None) if can_segment(components, settings) else None
-    names = tuple(check_text(name, "A name in caption_classes") for name in (own if names is None else names) or ())
+    if names is None:
+        own = getattr(settings, "caption_classes", None) if can_segment(components, settings) else None
+        names = [name.strip() for name in own.split(",")] if own else ()
+    names = tuple(check_text(name, "A name in caption_classes") for name in names)
     if not names:
         return None
     require_masks(components, settings, "describing an image object by object")

@@ -23,7 +23,7 @@ class Settings(Protocol):
     mask_feather: float
     masks_trained: bool
     classes_trained: bool
-    caption_classes: list[str] | None
+    caption_classes: str | None
     edit_masks_trained: bool
     instances_trained: bool
     edit_regions_trained: bool
@@ -81,8 +81,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "caption_classes": Setting(
         None,
-        "Names of what is looked for where a caption is asked for: each object found is asked about, from left to right. None "
-        "describes the image as a whole.",
+        "Names, with commas between, of what is looked for where a caption is asked for: each object found is asked about, from "
+        "left to right. None describes the image as a whole.",
     ),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
     "instances_trained": Setting(
