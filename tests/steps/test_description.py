@@ -9,7 +9,9 @@ import torch
 from diffusers_focus import FocusUnderstandPipeline, Mask, Point
 from diffusers_focus.processing.masks import left_to_right
 from diffusers_focus.steps.description import object_finder
+from diffusers_focus.steps.understand import FocusContext, _stream_finished
 
+from tests.steps.test_understand import Seen
 from tests.tiny import picture, seeded, shared_pipeline, tiny_pipeline
 
 NAMES = ["circle", "square"]
@@ -100,8 +102,6 @@ def test_objects_are_looked_for_once_and_only_for_captions(pipe, searches):
 
 
 def test_a_streamer_is_given_the_finished_caption(pipe):
-    from tests.steps.test_understand import Seen
-
     streamer = Seen()
     texts = pipe.understand(picture(), ["how many?", None], streamer=streamer, **OPTIONS).text
     first, *steps = streamer.calls
@@ -110,6 +110,19 @@ def test_a_streamer_is_given_the_finished_caption(pipe):
     for row, text in enumerate(texts):
         ids = [i for i in torch.stack(steps)[:, row].tolist() if i != pad]
         assert pipe.lm_tokenizer.decode(ids).strip() == text
+
+
+def test_an_empty_answer_is_streamed_as_padding(pipe):
+
+    from tests.steps.test_understand import Seen
+
+    context, streamer = FocusContext.of(pipe), Seen()
+    for answers in (["", "disk"], ["", ""]):
+        _stream_finished(context, streamer, torch.tensor([[1, -1], [1, 2]]), answers)
+    first, *steps, second = streamer.calls
+    assert torch.equal(first, second) and first[0, 1] == context.vocabulary.pad
+    assert steps and all(step.dtype == torch.long and step[0] == context.vocabulary.pad for step in steps)
+    assert context.tokenizer.decode(torch.stack(steps)[:, 1].tolist()).strip() == "disk"
 
 
 def test_an_image_in_which_nothing_is_found_is_described_as_a_whole():

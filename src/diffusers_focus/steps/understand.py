@@ -257,6 +257,7 @@ def answer_questions(
     said = [[text for text, owner in zip(texts, owners) if owner == number] for number in range(count)]
     answers = [LIST_SEPARATOR.join(filter(None, parts)) for parts in said]
     if described and streamer is not None:
+        # The questions as they were asked; of them only the ids are shown, whatever stands in their region slots.
         questions = [_question_row(context, encoding, *ask)[0] for ask in asks]
         _stream_finished(context, streamer, batch_rows(components, questions, region_tokens=region_tokens).ids, answers)
     return answers
@@ -284,7 +285,8 @@ def _stream_finished(context: FocusContext, streamer: Any, prompts: torch.Tensor
     """Give a streamer answers that are finished, as if they were written now: `prompts` [R, T], then ids [R] step by step."""
     pad = context.vocabulary.pad
     streamer.put(prompts.masked_fill(prompts < 0, pad).cpu())
-    ids = [torch.tensor(context.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
+    ids = [context.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    ids = [torch.tensor(one, dtype=torch.long) for one in ids]  # an answer may be empty
     for step in torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad).T:
         streamer.put(step)
 
