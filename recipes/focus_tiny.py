@@ -36,6 +36,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = tuple(
     "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn".split()
 ) + ("3-identities", "4")
+# How it draws descriptions object by object: discs of sizes amid those of the world, which it calls white circles.
+SKETCH = {
+    "placeholder": "white circle",
+    "colour": [240, 240, 240],
+    "canvas": [128, 128, 128],
+    "radii": {"small": 0.085, "large": 0.16, "": 0.12},
+    "instruction": "replace the {placeholder} with {object}",
+    "finishes": {"striped": "make the {object} striped"},
+}
 RECORDS = ("log.csv", "loss.png", "recipe.json")
 
 
@@ -126,6 +135,7 @@ def publish(
         resolution_group=[[128, 128]],
         classes_trained=listed,
         caption_classes=list(SHAPES) if listed else None,
+        description_sketch=SKETCH if writes_images else None,
         edit_masks_trained=writes_images,
         instances_trained=linked,
         instruction_phrases=True,

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -435,30 +435,53 @@ def _eval(args: argparse.Namespace) -> None:
         for name in ("data", "split", "split_by", "protocol", "predictions", "gallery", *_DRAWING)
         if getattr(args, name) is not None
     ]
-    foreign += ["processes"] if args.processes > 1 else []
     if foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
     folder = _find_pipeline(args.pipeline)
     from .evaluation.run import evaluate
 
-    count = 1000 if args.count is None else args.count
-    evaluate(
-        folder,
-        count=count,
-        groups=args.groups,
-        tasks=args.tasks,
-        output=target,
-        loader=_load_evaluated,
-        resume=args.resume,
-    )
+    records = args.records
+    if args.processes > 1 and records is None:
+        records = str(target.with_suffix(".records"))
+    options = {
+        "count": 1000 if args.count is None else args.count,
+        "groups": args.groups,
+        "tasks": args.tasks,
+        "records": records,
+    }
+    if args.processes > 1:
+        _in_processes(_eval_scenes, (folder, options), args.processes)
+    evaluate(folder, output=target, loader=_load_evaluated, resume=args.resume, **options)
     print(target)
 
 
+def _in_processes(work: Callable[..., None], arguments: Any, count: int) -> None:
+    """Shares of `work` in processes of their own. What one leaves undone is done afterwards, and what stopped it told there."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=work, args=(arguments, index, count)) for index in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+
+
+def _eval_scenes(arguments: tuple[Any, ...], index: int, count: int) -> None:
+    """One process's share of held-out scenes."""
+    import torch
+
+    from .evaluation.run import evaluate
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    evaluate(arguments[0], **arguments[1], part=(index, count), loader=_load_evaluated)
+
+
 def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
-    if args.groups is not None or args.tasks is not None or args.resume:
+    if args.groups is not None or args.tasks is not None or args.resume or args.records is not None:
         raise ValueError(
-            "--resume, --groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark"
+            "--resume, --records, --groups and --tasks belong to held-out scenes; leave them out, or leave out the benchmark"
         )
     from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
     from .evaluation.picture_scores import Measures
@@ -495,16 +518,7 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         if not state.is_main_process:
             return
     elif args.processes > 1:
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        shares = [(arguments, index, args.processes) for index in range(args.processes)]
-        children = [context.Process(target=_eval_part, args=share) for share in shares]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join()
-        # What a process left undone is asked below, and what stopped it told there.
+        _in_processes(_eval_part, arguments, args.processes)
     result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)

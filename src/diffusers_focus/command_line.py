@@ -281,6 +281,9 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     evaluate.add_argument(
         "--resume", action="store_true", help="keep what the output holds of other tasks and groups of this pipeline"
     )
+    evaluate.add_argument(
+        "--records", metavar="DIR", help="keep what every batch of scenes gave, so that a stopped run goes on"
+    )
     evaluate.add_argument("--data", metavar="DIR", help="folder of the benchmark, as its authors publish it")
     evaluate.add_argument(
         "--split", metavar="NAME", help="split of the benchmark, such as testA (default: its validation)"
@@ -305,7 +308,7 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     evaluate.add_argument(
         "--gallery", type=_positive, metavar="N", help="draw so many of the worst samples as a picture"
     )
-    evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share a benchmark (default: 1)")
+    evaluate.add_argument("--processes", type=_positive, default=1, metavar="N", help="share the work (default: 1)")
     evaluate.add_argument("-o", "--output", default="metrics.json", metavar="FILE", help="(default: %(default)s)")
 
     calibrate = command("calibrate", "fit scores and thresholds on validation scenes, into a pipeline's index")

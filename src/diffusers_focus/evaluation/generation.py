@@ -6,8 +6,9 @@ all over the picture: drawn at every place, in radii of its size and with stripe
 around it there. At the place where that is nearest (mean L1 inside the object, grown by 4 pixels) the object is right when it is
 nearer than every drawing that differs in one attribute: another colour, another shape, the other fill, no object.
 
-The same is asked of the picture that the description was made from, which is the most the rule can give, and of
-another scene's picture, which is what chance gives. The rules are this project's own.
+The same is asked of the picture that the description was made from, which is the most the rule can give, of
+another scene's picture, which is what chance gives, and, of a pipeline that draws object by object (`steps/sketch.py`), of the
+sketch it begins with. The rules are this project's own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..data.language import caption
 from ..data.regions_sampling import dilate
 from ..data.world import COLOURS, FILLS, SHAPES, SIZES, Background, Scene, WorldObject, render
+from ..steps.arguments import token_resolution
+from ..steps.sketch import SketchStyle, draw_sketch, sketch_layouts
 from .edits import STRIPES, SUPPORT_DILATION, seeded, to_levels
 from .tasks import Batch, figure
 
@@ -179,6 +182,7 @@ class GenerationTask:
         out = pipe.generate(texts, generator=generators, output_type="np", **self.options)
         pictures = to_levels(out.images, np.asarray(out.images[0]).shape[0])
         true = [render(scene, len(pictures[0])).image.astype(np.float32) for scene in batch.scenes]
+        sketches = self._sketches(pipe, batch, texts)
         for index, (scene, picture) in enumerate(zip(batch.scenes, pictures, strict=True)):
             for item in scene.objects:
                 self.records.append(
@@ -188,8 +192,18 @@ class GenerationTask:
                         "right": float(shows(picture, item)),
                         "true_picture": float(shows(true[index], item)),
                         "other_picture": float(shows(true[index - 1], item)),
+                        **({"sketch": float(shows(sketches[index], item))} if sketches else {}),
                     }
                 )
+
+    def _sketches(self, pipe: Any, batch: Batch, texts: Sequence[str]) -> list[np.ndarray]:
+        """What the pictures begin with, of a pipeline's first size; none where they are drawn in one go."""
+        style = SketchStyle.of(pipe.config)
+        if style is None or self.options.get("layout") is not None:
+            return []
+        size = token_resolution(pipe.image_processor, None, None)
+        layouts = sketch_layouts(texts, size, style, generator=[seeded(scene.seed) for scene in batch.scenes])
+        return [np.asarray(draw_sketch(discs, size, style)).astype(np.float32) for discs in layouts]
 
     def figures(self) -> dict[str, Any]:
         """Shares of the objects that are right: in what was drawn, in the true picture, in another; all, and by size and fill."""
@@ -200,5 +214,13 @@ class GenerationTask:
         }
 
 
+class PlainGenerationTask(GenerationTask):
+    """The same pictures, each drawn in one go where a pipeline would draw object by object (`description_sketch`)."""
+
+    def __init__(self, name: str = "plain_generation", options: dict[str, Any] | None = None) -> None:
+        super().__init__(name, {**(options or {}), "layout": []})
+
+
 def _shares(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {key: figure(records, key) for key in ("right", "true_picture", "other_picture")}
+    keys = ("right", "true_picture", "other_picture", "sketch")
+    return {key: figure(records, key) for key in keys if key in records[0]}

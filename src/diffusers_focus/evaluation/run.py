@@ -30,10 +30,12 @@ from .clips import ClipTask
 from .codes import CodesTask
 from .edit_clips import EditClipTask
 from .edits import EditTask
-from .generation import GenerationTask
+from .generation import GenerationTask, PlainGenerationTask
+from .records import BatchRecords, add_results, fingerprint, results
 from .tasks import (
     DEFAULT_GROUPS,
     GROUPS,
+    Batch,
     ClassTask,
     PlainQuestionTask,
     QuestionTask,
@@ -60,15 +62,26 @@ TASKS: dict[str, type] = {
     "clips": ClipTask,
     "edit_clips": EditClipTask,
     "generation": GenerationTask,
+    "plain_generation": PlainGenerationTask,
 }
 # Plain questions leave captions to the language model, the ablation draws every edit nine times, codes are for looking into a
 # model, a list of names may be asked one by one, clicks are ten calls a scene, a clip has the frames of eight to twelve scenes, and
 # what is drawn from a description is looked for all over the picture: they run only when they are asked for.
 ON_DEMAND = frozenset(
-    {"plain_questions", "ablation", "codes", "classes", "clicks", "clips", "edit_clips", "generation"}
+    {
+        "plain_questions",
+        "ablation",
+        "codes",
+        "classes",
+        "clicks",
+        "clips",
+        "edit_clips",
+        "generation",
+        "plain_generation",
+    }
 )
 DEFAULT_TASKS = tuple(name for name in TASKS if name not in ON_DEMAND)
-DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips", "generation"})
+DECODER_TASKS = frozenset({"edits", "ablation", "edit_clips", "generation", "plain_generation"})
 BATCH_SIZE = 32
 _PACKAGES = ("diffusers-focus", "diffusers", "transformers", "torch", "accelerate", "numpy")
 
@@ -85,8 +98,13 @@ def evaluate(
     edit_options: dict[str, Any] | None = None,
     progress: bool | None = None,
     resume: bool = False,
+    records: str | os.PathLike | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Measure a pipeline.
+
+    Several processes share a measurement: each calls with the same `records` and its `part`, and when they are done, one calls
+    without `part`.
 
     Args:
         pipeline: A loaded pipeline (the calls of `FocusPipeline`), or a folder together with `loader`.
@@ -102,15 +120,22 @@ def evaluate(
         progress: Show a progress bar; None does so on a terminal.
         resume: Keep what the file `output` holds of other tasks and groups of this pipeline, such as a slow task measured on fewer
             scenes. What is measured again takes the place of what was there.
+        records: A folder where the results of every batch are kept: what it holds already is not measured again.
+        part: (index, number of processes): measure every so-manieth batch into `records`, and stop there.
 
     Returns:
-        What is written: see the module's docstring.
+        What is written: see the module's docstring. Of a part only what it is a part of.
 
     Raises:
-        ValueError: an unknown group or task, a count or batch size below 1, or a file to resume that is of another pipeline.
+        ValueError: an unknown group or task, a count or batch size below 1, a part without records, or a file or records to go on
+            with that are of another pipeline.
     """
     group_names = _checked(groups, GROUPS, "group", DEFAULT_GROUPS)
     task_names = _checked(tasks, TASKS, "task", DEFAULT_TASKS)
+    if part is not None and (records is None or not 0 <= part[0] < part[1]):
+        raise ValueError(
+            f"part is {part!r}; give (index, number of processes) with the index below the number, and records."
+        )
     if count < 1 or batch_size < 1:
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
     name = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
@@ -146,11 +171,21 @@ def evaluate(
         "seconds": 0.0,
         "groups": {},
     }
+    kept = None
+    if records is not None:
+        made = {"pipeline": str(name), "model": fingerprint(pipeline), "versions": result["versions"]}
+        kept = BatchRecords(
+            records, {**made, **{key: value for key, value in result["settings"].items() if key != "scenes_per_group"}}
+        )
+    if part is not None:
+        for group in group_names:
+            _measure(pipeline, group, count, task_names, batch_size, edit_options, progress, kept, part)
+        return {"pipeline": str(name), "part": list(part)}
     earlier = _earlier(output, str(name)) if resume else {}
     if earlier:
         result |= {"settings": earlier["settings"], "groups": earlier["groups"]}
     for group in group_names:
-        found = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress)
+        found = _measure(pipeline, group, count, task_names, batch_size, edit_options, progress, kept)
         known = result["groups"].get(group, {})
         result["groups"][group] = {**known, **found, "scenes": max(known.get("scenes", 0), count)}
         result["seconds"] = round(sum(_seconds(one) for one in result["groups"].values()), 1)
@@ -184,27 +219,49 @@ def _measure(
     batch_size: int,
     edit_options: dict[str, Any] | None,
     progress: bool | None,
+    kept: BatchRecords | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Figures and seconds of every task on one group of scenes."""
+    """Figures and seconds of every task on one group of scenes; of a part nothing, it is all in the records."""
     import torch
 
-    running = {name: TASKS[name](name, edit_options) if name in DECODER_TASKS else TASKS[name](name) for name in names}
+    running = {name: _task(name, edit_options) for name in names}
     seconds = dict.fromkeys(names, 0.0)
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     with torch.no_grad(), tqdm(total=count * len(names), desc=group, unit="scene", disable=hidden) as bar:
-        for start in range(0, count, batch_size):
-            batch = draw_batch(group, start, min(batch_size, count - start))
+        for number, start in enumerate(range(0, count, batch_size)):
+            batch, scenes = None, min(batch_size, count - start)
             for name, task in running.items():
                 bar.set_postfix_str(name)
-                began = time.perf_counter()
-                task.run(pipeline, batch)
-                seconds[name] += time.perf_counter() - began
-                bar.update(len(batch.scenes))
+                here = (group, name, start, scenes)
+                found = kept.read(*here) if kept is not None else None
+                if found is None and (part is None or number % part[1] == part[0]):
+                    batch = draw_batch(group, start, scenes) if batch is None else batch
+                    found = _run(_task(name, edit_options), pipeline, batch)
+                    if kept is not None:
+                        kept.write(*here, **found)
+                if found is not None:
+                    add_results(task, found["found"])
+                    seconds[name] += found["seconds"]
+                bar.update(scenes)
+    if part is not None:
+        return {}
     found: dict[str, Any] = {"scenes": count}
     for name, task in running.items():
         if getattr(task, "records", True):  # a handful of scenes may hold no sample of a task
             found[name] = {"seconds": round(seconds[name], 1), **task.figures()}
     return found
+
+
+def _task(name: str, edit_options: dict[str, Any] | None) -> Any:
+    return TASKS[name](name, edit_options) if name in DECODER_TASKS else TASKS[name](name)
+
+
+def _run(task: Any, pipeline: Any, batch: Batch) -> dict[str, Any]:
+    """Results and seconds of a fresh task on one batch."""
+    began = time.perf_counter()
+    task.run(pipeline, batch)
+    return {"found": results(task), "seconds": time.perf_counter() - began}
 
 
 def _checked(

@@ -320,7 +320,8 @@ class ClassTask:
     def __init__(self, name: str = "classes") -> None:
         self.name = name
         self.records: list[dict[str, Any]] = []
-        self.instances: tuple[list[list[Instance]], list[list[Instance]]] = ([], [])  # found, true
+        # Run lengths, name and score (of truths none) of each instance, scene by scene.
+        self.instances: dict[str, list[list[list[Any]]]] = {"found": [], "true": []}
 
     def run(self, pipe: Any, batch: Batch) -> None:
         """Look for some names in every scene of the batch."""
@@ -334,8 +335,8 @@ class ClassTask:
             truths = [(mask, name) for mask, name in zip(batch.drawn[index].masks, labels) if name in wanted]
             pairs = _matched(instances.masks[index], instances.labels[index], truths)
             found = zip(instances.masks[index], instances.labels[index], instances.scores[index], strict=True)
-            self.instances[0].append([Instance(encode_rle(mask), name, float(score)) for mask, name, score in found])
-            self.instances[1].append([Instance(encode_rle(mask), name) for mask, name in truths])
+            self.instances["found"].append([[encode_rle(mask), name, float(score)] for mask, name, score in found])
+            self.instances["true"].append([[encode_rle(mask), name] for mask, name in truths])
             pixels = dict(zip(maps.labels[index], maps.masks[index]))
             nothing = np.zeros(batch.drawn[index].masks.shape[-2:], dtype=bool)
             for name in wanted:
@@ -363,8 +364,11 @@ class ClassTask:
         if any(record["quality_base"] for record in kinds["instance"]):
             found["PQ"] = figure(kinds["instance"], "matched_iou", "quality_base")
         with contextlib.suppress(ImportError):
-            precision = mean_average_precision(*self.instances)
-            count = sum(map(len, self.instances[1]))
+            instances = {
+                name: [[Instance(*one) for one in row] for row in rows] for name, rows in self.instances.items()
+            }
+            precision = mean_average_precision(instances["found"], instances["true"])
+            count = sum(map(len, instances["true"]))
             for name in ("AP50", "mAP"):
                 value = precision[name]
                 if value is not None:

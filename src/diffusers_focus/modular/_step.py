@@ -86,6 +86,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "height": (int, None, "Of the result in pixels, one of the model's sizes; an edit has the size of its image."),
     "width": (int, None, "Of the result in pixels, likewise."),
     "num_images_per_prompt": (int, 1, "Results for each prompt."),
+    "layout": (
+        list,
+        None,
+        "Of a description, a `Box` for each object in pixels of the result; by default by chance, an empty list draws in one go.",
+    ),
     "generator": (_Generators, None, "For tokens and noise; a list has one for each result."),
     "temperature": (
         float,

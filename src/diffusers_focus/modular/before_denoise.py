@@ -22,9 +22,10 @@ from ..steps.arguments import (
     token_resolution,
 )
 from ..steps.cropping import crop_edits
-from ..steps.editing import drawing, edit_codes, edit_prompts, generation_codes, places_given, told, warn_untrained
+from ..steps.editing import drawing, edit_codes, edit_prompts, places_given, told, warn_untrained
 from ..steps.encode import encode_image, single_images
 from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions, unnested
+from ..steps.sketch import description_codes
 from ._step import FocusStep, WithProgress, read, write
 
 _DRAWING = ("generator", "token_guidance_scale", "temperature", "top_k", "top_p")
@@ -152,14 +153,15 @@ class FocusGenerateTokensStep(WithProgress, FocusStep):
     """Descriptions -> `token_map` and `token_resolution`."""
 
     about = "Writes the visual tokens of images from descriptions."
-    parts = _WRITING
-    may_lack = ("mask_conditioner",)
-    settings = _DRAWING_SETTINGS
+    parts = ("vision_encoder", *_WRITING)
+    may_lack = ("vision_encoder", "mask_conditioner")  # the first is for models that draw object by object
+    settings = (*_DRAWING_SETTINGS, "description_sketch")
     reads = (
         read("prompt", required=True),
         read("height"),
         read("width"),
         read("num_images_per_prompt"),
+        read("layout"),
         *(read(name) for name in _DRAWING),
     )
     writes = (write("token_map"), write("token_resolution"))
@@ -172,7 +174,17 @@ class FocusGenerateTokensStep(WithProgress, FocusStep):
         texts = as_list(block_state.prompt, "prompt") or [block_state.prompt]
         descriptions = [text for text in texts for _ in range(repeats)]
         options = _drawing(self, components, block_state, len(descriptions))
-        codes = generation_codes(components, descriptions, size, **options)
+        codes = description_codes(
+            components,
+            descriptions,
+            size,
+            components.config,
+            layout=block_state.layout,
+            repeats=repeats,
+            decoded=decoded_size(*size, components.image_processor.decode_scale),
+            device=components._execution_device,
+            **options,
+        )
         block_state.token_map = denoise.token_map(components, *codes).to(components._execution_device)
         block_state.token_resolution = size
 

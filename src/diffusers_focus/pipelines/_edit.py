@@ -33,7 +33,6 @@ from ..steps.editing import (
     edit_codes,
     edit_places,
     edit_prompts,
-    generation_codes,
     negative_prompts,
     places_given,
     told,
@@ -42,6 +41,7 @@ from ..steps.editing import (
 from ..steps.encode import FocusImageEncoding, LoadedImages, load_images, own_images, single_images
 from ..steps.joint_edits import edits_by_picture, nested, repeat_edits, unions
 from ..steps.sampling import Generators
+from ..steps.sketch import description_codes
 from ..steps.text import DecoderText
 from ._guides import ControlOptions, FocusGuidesMixin, GuideRow
 from ._ip_adapter import FocusIPAdapterMixin
@@ -117,6 +117,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         mask_guidance_scale: float = 1.0,
         strength: float = 1.0,
         num_images_per_prompt: int = 1,
+        layout: Any = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -165,6 +166,9 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             mask_guidance_scale: the same for the edit mask; anything but 1 costs a further UNet pass a step.
             strength: share of the denoising to run on the image's own latents, above 0 up to 1.
             num_images_per_prompt: results for each prompt.
+            layout: where the objects of a description are to be, if the pipeline draws object by object (`description_sketch`): a
+                `Box` in pixels of the result for each object, in their order, or a list of such lists, one for each prompt. By
+                default they are laid out by chance, from left to right; an empty list draws the description in one go.
             eta: of DDIM.
             generator: for tokens and noise; a list has one for each result, and each then is what it would be alone.
             latents: initial noise (n, channels, height, width) of unit variance, in place of a drawn one.
@@ -232,7 +236,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         steps = config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         self._check_call(
             prompt, image, target, region, mask_image, steps, strength, output_type, tensor_inputs, num_images_per_prompt,
-            mask_dilation, mask_blur, padding_mask_crop,
+            mask_dilation, mask_blur, padding_mask_crop, layout,
         )  # fmt: skip
         if not self._warned:  # once is enough
             self._warned = True
@@ -258,7 +262,19 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             generator = generator_list(generator, len(descriptions))
             options["negative"] = negative_prompts(negative_prompt, len(texts), num_images_per_prompt)
             guides = [GuideRow() for _ in texts]
-            write = partial(generation_codes, self, descriptions, size, generator=generator, **options)
+            write = partial(
+                description_codes,
+                self,
+                descriptions,
+                size,
+                config,
+                layout=layout,
+                repeats=num_images_per_prompt,
+                decoded=decoded_size(*size, self.image_processor.decode_scale),
+                device=device,
+                generator=generator,
+                **options,
+            )
         else:
             # What is cropped around given masks is cut out before anything is encoded.
             plain = padding_mask_crop is not None and places_given(mask_image)
@@ -386,6 +402,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         dilation,
         blur,
         crop,
+        layout,
     ) -> None:
         check_place(prompt, target, region)
         if image is None:
@@ -405,6 +422,10 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
                 raise ValueError(
                     "strength is for edits: without an image there are no latents to start from. Leave it out."
                 )
+        elif layout is not None:
+            raise ValueError(
+                "layout is for descriptions, but an image was given. Leave it out, or say where with region=..."
+            )
         check_count(steps, "num_inference_steps")
         check_count(per_prompt, "num_images_per_prompt")
         for name, value in (("mask_dilation", dilation), ("mask_blur", blur), ("padding_mask_crop", crop)):

@@ -102,6 +102,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         edit_regions_trained: bool = False,
         instruction_phrases: bool = False,
         edit_without_mask: bool = False,
+        description_sketch: dict | None = None,
         images_trained: bool = True,
         num_text_tokens: int = 77,
         default_num_inference_steps: int = 50,
@@ -156,6 +157,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             edit_regions_trained=edit_regions_trained,
             instruction_phrases=instruction_phrases,
             edit_without_mask=edit_without_mask,
+            description_sketch=description_sketch,
             images_trained=images_trained,
             num_text_tokens=num_text_tokens,
             default_num_inference_steps=default_num_inference_steps,
@@ -211,6 +213,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         instruction_phrases: whether the object of an instruction is looked for by its own words too ("the large ring" of "make the
             large ring red"); where the two readings differ, these count.
         edit_without_mask: whether an instruction that finds nothing edits the whole image, instead of leaving it unchanged.
+        description_sketch: how the objects of a description are laid out in a sketch, whose edits they then are (a dictionary of
+            the fields of `steps.sketch.SketchStyle`). None draws a description in one go, as the paper does.
         images_trained: whether the language model was trained to write images; without it, edits and generations come with a
             warning.
         num_text_tokens: zero rows in front of the UNet's sequence, where SDXL has its text.

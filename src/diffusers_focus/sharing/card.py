@@ -78,7 +78,9 @@ $sheet
 It knows only its world. It has seen flat shapes in eight colours and the words for them in lower case, and nothing
 else: a photograph can be opened, segmented and edited with it, but what comes out says nothing about photographs. It
 shows that the whole system works; the sizes of the paper's components are a matter of configuration. Drawing from a
-description alone was part of its training and has not been learnt: the call runs, its pictures mean nothing.
+description in one go was part of its training and has not been learnt. So a description is drawn object by object: white
+discs of the sizes it names are laid out on grey, which is done by rule, and what each of them becomes is the model's own
+edit, written as visual tokens and drawn from noise. Backgrounds are grey.
 """
 )
 
@@ -106,7 +108,7 @@ GROUP_TITLES = {"in": "new scenes", "held_out": "held-out pairs"}
 LARGER_TITLES = {"crowded": "6 to 8 objects", "192px": "192 x 192 pixels", "256px": "256 x 256 pixels"}
 _PERCENT = frozenset(
     "mIoU cIoU gIoU P@0.5 N-acc T-acc echo_mIoU echo_P@0.5 exact_match blind right mask_mIoU edit_mask_mIoU told "
-    "AP50 mAP PQ coverage J&F independent_J&F true_picture other_picture".split()
+    "AP50 mAP PQ coverage J&F independent_J&F true_picture other_picture sketch".split()
 )
 _RATIOS = frozenset({"excess", "seam_ratio"})
 # task -> its title and the rows (path into the task's figures, title) in the order of the table.
@@ -159,10 +161,14 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("right", "right in the picture drawn"),
             ("true_picture", "the same rule, the true picture"),
             ("other_picture", "the same rule, another scene's picture"),
+            ("sketch", "the same rule, the sketch it begins with"),
         ),
     ),
+    "plain_generation": ("Objects of descriptions", (("right", "right where a description is drawn in one go"),)),
 }
-_APART = frozenset({"clips", "generation"})  # measured on fewer scenes than the rest: a row says on how many
+_APART = frozenset(
+    {"clips", "generation", "plain_generation"}
+)  # measured on fewer scenes than the rest: a row says on how many
 _KINDS = {"questions": ("exact_match", "exact match"), "edits": ("composited/right", "right, composited")}
 
 

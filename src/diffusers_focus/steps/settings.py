@@ -29,6 +29,7 @@ class Settings(Protocol):
     edit_regions_trained: bool
     instruction_phrases: bool
     edit_without_mask: bool
+    description_sketch: dict[str, Any] | None
     images_trained: bool
     num_text_tokens: int
     default_num_inference_steps: int
@@ -95,6 +96,11 @@ SETTINGS: dict[str, Setting] = {
         "Whether the object of an instruction is looked for by its own words too; where the two readings differ, these count.",
     ),
     "edit_without_mask": Setting(False, "Whether an instruction that finds nothing edits the whole image."),
+    "description_sketch": Setting(
+        None,
+        "How the objects of a description are sketched, each of which is then drawn as an edit; see `steps.sketch.SketchStyle`. "
+        "None draws in one go.",
+    ),
     "images_trained": Setting(True, "Whether the language model was trained to write images."),
     "num_text_tokens": Setting(77, "Zero rows in front of the UNet's sequence, where SDXL has its text."),
     "default_num_inference_steps": Setting(50, "Denoising steps unless a call says otherwise."),
