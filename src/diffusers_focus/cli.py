@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -439,33 +439,16 @@ def _eval(args: argparse.Namespace) -> None:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
     folder = _find_pipeline(args.pipeline)
+    from .evaluation.records import in_processes
     from .evaluation.run import evaluate
 
-    records = args.records
-    if args.processes > 1 and records is None:
-        records = str(target.with_suffix(".records"))
-    options = {
-        "count": 1000 if args.count is None else args.count,
-        "groups": args.groups,
-        "tasks": args.tasks,
-        "records": records,
-    }
+    options: dict[str, Any] = {"groups": args.groups, "tasks": args.tasks, "records": args.records}
+    options["count"] = 1000 if args.count is None else args.count
     if args.processes > 1:
-        _in_processes(_eval_scenes, (folder, options), args.processes)
+        options["records"] = args.records or str(target.with_suffix(".records"))
+        in_processes(_eval_scenes, (folder, options), args.processes)
     evaluate(folder, output=target, loader=_load_evaluated, resume=args.resume, **options)
     print(target)
-
-
-def _in_processes(work: Callable[..., None], arguments: Any, count: int) -> None:
-    """Shares of `work` in processes of their own. What one leaves undone is done afterwards, and what stopped it told there."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=work, args=(arguments, index, count)) for index in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
 
 
 def _eval_scenes(arguments: tuple[Any, ...], index: int, count: int) -> None:
@@ -485,6 +468,7 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         )
     from .evaluation.benchmarks import BENCHMARKS, run_benchmark, table
     from .evaluation.picture_scores import Measures
+    from .evaluation.records import in_processes
 
     if args.benchmark not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {args.benchmark!r}; choose from {', '.join(BENCHMARKS)}")
@@ -518,7 +502,7 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         if not state.is_main_process:
             return
     elif args.processes > 1:
-        _in_processes(_eval_part, arguments, args.processes)
+        in_processes(_eval_part, arguments, args.processes)
     result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
     print(table(result))
     print(target)

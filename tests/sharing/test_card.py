@@ -72,6 +72,15 @@ def test_what_fewer_scenes_were_measured_for_says_how_many(metrics):
     assert "| Edits | seam to that of the true re-render | 0.46 | - |" in table
 
 
+def test_groups_of_other_numbers_of_scenes_are_told_apart(metrics, tmp_path):
+    text = write_card(metrics, None, tmp_path / "card.md")
+    assert ": 10 scenes a group, seeds" in text
+    metrics["groups"]["held_out"]["scenes"] = 4
+    metrics["groups"]["192px"] = {"scenes": 2, "referring": {"mIoU": number(0.5, 0.4, 0.6)}}
+    text = write_card(metrics, None, tmp_path / "card.md")
+    assert ": 10 scenes (new scenes) and 4 scenes (held-out pairs), seeds" in text
+
+
 def test_larger_and_fuller_scenes_have_a_table_of_their_own(metrics):
     more = {**metrics, "groups": {**metrics["groups"], "crowded": {**metrics["groups"]["in"], "scenes": 7}}}
     first, second = figure_table(more).split("\n\nScenes other than those of training:\n\n")

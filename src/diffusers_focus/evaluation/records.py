@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,16 @@ class BatchRecords:
         file = self._file(group, task, start, count)
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_json(file, json.loads(json.dumps({"seconds": seconds, "found": found}, default=lambda one: one.item())))
+
+
+def in_processes(work: Callable[[Any, int, int], None], arguments: Any, count: int) -> None:
+    """Let `count` processes do their shares, `work(arguments, index, count)`.
+
+    What one of them leaves undone is for the caller to do afterwards, where what stopped it is told.
+    """
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=work, args=(arguments, index, count)) for index in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()

@@ -234,15 +234,15 @@ def _measure(
             for name, task in running.items():
                 bar.set_postfix_str(name)
                 here = (group, name, start, scenes)
-                found = kept.read(*here) if kept is not None else None
-                if found is None and (part is None or number % part[1] == part[0]):
+                done = kept.read(*here) if kept is not None else None
+                if done is None and (part is None or number % part[1] == part[0]):
                     batch = draw_batch(group, start, scenes) if batch is None else batch
-                    found = _run(_task(name, edit_options), pipeline, batch)
+                    done = _run(_task(name, edit_options), pipeline, batch)
                     if kept is not None:
-                        kept.write(*here, **found)
-                if found is not None:
-                    add_results(task, found["found"])
-                    seconds[name] += found["seconds"]
+                        kept.write(*here, **done)
+                if done is not None:
+                    add_results(task, done["found"])
+                    seconds[name] += done["seconds"]
                 bar.update(scenes)
     if part is not None:
         return {}

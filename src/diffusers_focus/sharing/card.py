@@ -96,7 +96,7 @@ are not.
 """
 
 MEASURED = """\
-$date with diffusers-focus $version on $hardware, in $minutes min: $count scenes a group, seeds
+$date with diffusers-focus $version on $hardware, in $minutes min: $scenes, seeds
 from $first_seed up, which training never draws. *new scenes* show colour and shape pairs known from training;
 *held-out pairs* show at least one pair that no training picture or text contained. In brackets: 95% bootstrap interval
 over scenes. Edits are right when the result is nearer to the true re-render than to the source and to every re-render
@@ -167,7 +167,7 @@ ROWS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "plain_generation": ("Objects of descriptions", (("right", "right where a description is drawn in one go"),)),
 }
 _APART = frozenset(
-    {"clips", "generation", "plain_generation"}
+    {"plain_questions", "clips", "generation", "plain_generation"}
 )  # measured on fewer scenes than the rest: a row says on how many
 _KINDS = {"questions": ("exact_match", "exact match"), "edits": ("composited/right", "right, composited")}
 
@@ -177,8 +177,8 @@ def write_card(metrics: dict[str, Any] | str | os.PathLike, template: str | None
 
     Args:
         metrics: What `evaluate` returned, or the file it wrote.
-        template: Text with `$name`, `$folder`, `$components`, `$state`, `$measured`, `$sheet`, `$figures`, `$count`, `$first_seed`,
-            `$date`, `$version`, `$hardware` and `$minutes`; None takes `TEMPLATE`.
+        template: Text with `$name`, `$folder`, `$components`, `$state`, `$measured`, `$sheet`, `$figures`, `$count`,
+            `$scenes`, `$first_seed`, `$date`, `$version`, `$hardware` and `$minutes`; None takes `TEMPLATE`.
         path: The card, usually README.md of a pipeline folder; the sizes are read from the weights beside it.
 
     Returns:
@@ -217,12 +217,21 @@ def measurement(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {
         "figures": figure_table(metrics),
         "count": str(metrics["settings"]["scenes_per_group"]),
+        "scenes": _scenes(metrics),
         "first_seed": f"{metrics['settings']['first_seed']:,}",
         "date": metrics["date"],
         "version": metrics["versions"].get("diffusers-focus", "(not installed)"),
         "hardware": _hardware(metrics["hardware"]),
         "minutes": str(max(1, round(float(metrics["seconds"]) / 60))),
     }
+
+
+def _scenes(metrics: Mapping[str, Any]) -> str:
+    """How many scenes there were in the groups of scenes as in training."""
+    counts = {GROUP_TITLES[name]: found["scenes"] for name, found in metrics["groups"].items() if name in GROUP_TITLES}
+    if len(set(counts.values())) < 2:
+        return f"{metrics['settings']['scenes_per_group']} scenes a group"
+    return " and ".join(f"{count} scenes ({title})" for title, count in counts.items())
 
 
 def figure_table(metrics: Mapping[str, Any]) -> str:
@@ -241,11 +250,9 @@ def figure_table(metrics: Mapping[str, Any]) -> str:
         figures = [_find(found.get(task, {}), key) for found in groups.values()]
         cells = [_cell(figure, key) for figure in figures]
         counts = [str(figure["count"]) for figure in figures if figure and "count" in figure]
-        if counts and task in _APART:
-            measure += f" (of {counts[0]})"
-        elif (task, key) == ("edits", "composited/right") and len(set(counts)) > 1:
-            # The slowest task; a group may have had fewer of its scenes edited.
-            measure += f" (of {' and '.join(counts)})"
+        # Of edits, the slowest task beside these, a group may have had fewer of its scenes too.
+        if counts and (task in _APART or ((task, key) == ("edits", "composited/right") and len(set(counts)) > 1)):
+            measure += f" (of {' and '.join(dict.fromkeys(counts))})"
         if any(cells):
             lines.append(f"| {title} | {measure} | " + " | ".join(cell or "-" for cell in cells) + " |")
     if groups is others or not others:
