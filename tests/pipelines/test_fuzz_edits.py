@@ -6,6 +6,7 @@ The slow test runs 3,000 (`make test ARGS="-m slow -k fuzzed"`), the fast one th
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_focus import Box
+
 from tests.pipelines.test_fuzz import ERRORS, Fuzz
-from tests.tiny import SIZE, picture, seeded, shared_pipeline
+from tests.steps.test_sketch import STYLE
+from tests.tiny import SIZE, picture, seeded, shared_pipeline, tiny_pipeline
 
 FEW, MANY = 14, 3000
 SIZES = [(SIZE, SIZE), (48, 80), (1, 1), (1, 90), (70, 3), (9, 200), (130, 150), (31, 33)]
+
+
+@cache
+def sketching_pipeline() -> Any:
+    return tiny_pipeline(description_sketch=STYLE)
 
 
 class EditFuzz(Fuzz):
@@ -83,6 +92,12 @@ class EditFuzz(Fuzz):
         nest = [[make() for _ in one] if isinstance(one, list) else make() for one in like]
         return {name: self.odd(nest, make(), nest[:-1], [nest], [make() for _ in range(3)])}
 
+    def boxes(self, count: int) -> list[Any]:
+        """Places of objects to draw, now and then outside of the picture."""
+        corners = self.rng.integers(0, SIZE - 2, (count, 2)).tolist()
+        side = self.odd(self.pick(1, 2.5), 90)
+        return [self.odd(Box(x, y, x + side, y + side), Box(0, 0, SIZE, SIZE), None, "box") for x, y in corners]
+
     def options(self) -> dict[str, Any]:
         small = {
             "num_inference_steps": self.odd(self.pick(1, 2), 0, 1.5, -1, "2"),
@@ -119,7 +134,14 @@ class EditFuzz(Fuzz):
             out = pipe.edit_clip(self.odd(frames, [], frames[0], iter(frames)), text(), **where, **options)
             return [np.asarray(image) for image in frames], out, options
         if kind == "draw":
-            return [], pipe.generate(self.odd(text(), ["a", "b"], [["a"]], []), **options), options
+            sketching = self.pick(False, True)
+            said = self.pick(text(), self.text(), "a small red circle, a striped star", "stars and a large sea, " * 9)
+            layout = self.odd(self.pick(None, []), self.boxes(2), [self.boxes(1), None], self.boxes(1), "left")
+            if sketching:
+                layout = self.pick(layout, None, self.boxes(1 if "," not in said else 2))
+            drawing = {**options, **({} if layout is None else {"layout": layout})}
+            prompt = self.odd(said, [said, "b"], [["a"]], [])
+            return [], (sketching_pipeline() if sketching else pipe).generate(prompt, **drawing), options
         prompt = {
             "one": text(),
             "several": [text(), text()],
