@@ -29,8 +29,8 @@ from .encode import Components, encode_image
 from .sampling import Generators, uniform_numbers
 from .settings import Settings
 
-# Between the discs, as a share of the shorter side and of their radii, and around each where its edit may reach.
-_GAP, _SPREAD, _REACH = 0.03, 1.15, 1 / 32
+# Between the discs, as a share of the shorter side and of their radii; to the frame; and around each where its edit may reach.
+_GAP, _SPREAD, _MARGIN, _REACH = 0.03, 1.15, 0.03, 1 / 32
 _TRIES, _OFFERS, _SHRINK, _LEAST_RADIUS = 50, 8, 0.9, 1 / 64
 _FULL = 0.5  # discs that cover more of a canvas are not tried
 _SMOOTH = 4  # discs are drawn so many times larger, so that their edges are soft
@@ -159,8 +159,8 @@ def lay_out(items: Sequence[SketchObject], size: tuple[int, int], seed: int) -> 
     while scale * shares.min() >= _LEAST_RADIUS:
         radii = shares * scale * shorter
         for _ in range(_TRIES if np.pi * (radii**2).sum() < _FULL * height * width else 0):
-            x = radii + np.sort(random.random(len(items))) * (width - 2 * radii)
-            y = _rows(x, radii, height, _GAP * shorter * scale, random) if (np.diff(x) > 0).all() else None
+            x = _within(np.sort(random.random(len(items))), radii + _MARGIN * shorter, width)
+            y = _rows(x, radii, size, random, _GAP * shorter * scale) if (np.diff(x) > 0).all() else None
             if y is not None:
                 return [Disc(*map(float, disc)) for disc in zip(x, y, radii, strict=True)]
         scale *= _SHRINK
@@ -170,11 +170,19 @@ def lay_out(items: Sequence[SketchObject], size: tuple[int, int], seed: int) -> 
     )
 
 
-def _rows(x: np.ndarray, radii: np.ndarray, height: int, gap: float, random: np.random.Generator) -> np.ndarray | None:
+def _within(shares: np.ndarray, from_frame: np.ndarray | float, side: int) -> np.ndarray:
+    """Where shares in [0, 1) of a side lie that keep a distance from its ends."""
+    kept = np.minimum(from_frame, side / 2)
+    return kept + shares * (side - 2 * kept)
+
+
+def _rows(
+    x: np.ndarray, radii: np.ndarray, size: tuple[int, int], random: np.random.Generator, gap: float
+) -> np.ndarray | None:
     """Where discs of given columns lie apart from each other, each placed beside those before it; None where one finds no room."""
     y = np.empty(0)
     for row, radius in enumerate(radii):
-        offered = radius + random.random((_OFFERS, 1)) * (height - 2 * radius)
+        offered = _within(random.random((_OFFERS, 1)), radius + _MARGIN * min(size), size[0])
         apart = np.hypot(x[:row] - x[row], y - offered) >= _SPREAD * (radii[:row] + radius) + gap
         free = np.flatnonzero(apart.all(axis=1))
         if not free.size:
