@@ -41,7 +41,7 @@ SKETCH = {
     "placeholder": "white circle",
     "colour": [240, 240, 240],
     "canvas": [128, 128, 128],
-    "radii": {"small": 0.085, "large": 0.16, "": 0.12},
+    "radii": {"small": 0.085, "large": 0.16, "": 0.16},
     "instruction": "replace the {placeholder} with {object}",
     "finishes": {"striped": "make the {object} striped"},
 }

@@ -30,7 +30,7 @@ from .sampling import Generators, uniform_numbers
 from .settings import Settings
 
 # Between the discs, as a share of the shorter side and of their radii; to the frame; and around each where its edit may reach.
-_GAP, _SPREAD, _MARGIN, _REACH = 0.03, 1.15, 0.03, 1 / 32
+_GAP, _SPREAD, _MARGIN, _REACH = 0.03, 1.15, 0.05, 1 / 32
 _TRIES, _OFFERS, _SHRINK, _LEAST_RADIUS = 50, 8, 0.9, 1 / 64
 _FULL = 0.5  # discs that cover more of a canvas are not tried
 _SMOOTH = 4  # discs are drawn so many times larger, so that their edges are soft
