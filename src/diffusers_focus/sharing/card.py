@@ -229,8 +229,9 @@ def measurement(metrics: Mapping[str, Any]) -> dict[str, str]:
 def _scenes(metrics: Mapping[str, Any]) -> str:
     """How many scenes there were in the groups of scenes as in training."""
     counts = {GROUP_TITLES[name]: found["scenes"] for name, found in metrics["groups"].items() if name in GROUP_TITLES}
-    if len(set(counts.values())) < 2:
-        return f"{metrics['settings']['scenes_per_group']} scenes a group"
+    different = set(counts.values()) or {metrics["settings"]["scenes_per_group"]}
+    if len(different) == 1:
+        return f"{different.pop()} scenes a group"
     return " and ".join(f"{count} scenes ({title})" for title, count in counts.items())
 
 
