@@ -3,8 +3,8 @@
 Command:   python recipes/scaling.py                     (every size that has no result yet, then table and picture)
            python recipes/scaling.py --sizes half double
 Hardware:  one CPU core; two processes with other --sizes may share the folder. A stopped run goes on where it was.
-Hours:     ten to forty minutes a size for 200 steps of four pictures, the smallest first. In the results the three smaller ones took
-           two minutes each on an H200, side by side, the largest 40 of a core of an AMD EPYC.
+Hours:     ten to forty minutes a size for 200 steps of four pictures, the smallest first. In the results the three smaller ones
+           took two minutes each on an H200, side by side, the largest 40 of a core of an AMD EPYC.
 
 Runs of `ablations.py` (arm "base", seed 0) whose language model has other numbers of layers, and other widths inside; the hidden
 width is that of the tokens and stays. Every step draws new pictures, so the curves of training are curves on unseen scenes; what a

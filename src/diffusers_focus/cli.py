@@ -436,8 +436,8 @@ def _eval(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None
     ]
     if foreign:
-        options = ", ".join("--" + name.replace("_", "-") for name in foreign)
-        raise ValueError(f"{options} belong to a benchmark; name it, such as eval refcoco --data DIR")
+        words = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise ValueError(f"{words} belong to a benchmark; name it, such as eval refcoco --data DIR")
     folder = _find_pipeline(args.pipeline)
     from .evaluation.records import in_processes
     from .evaluation.run import evaluate
