@@ -430,11 +430,8 @@ def _eval(args: argparse.Namespace) -> None:
     if args.benchmark is not None:
         _eval_benchmark(args, target)
         return
-    foreign = [
-        name
-        for name in ("data", "split", "split_by", "protocol", "predictions", "gallery", *_DRAWING)
-        if getattr(args, name) is not None
-    ]
+    of_benchmarks = ("data", "split", "split_by", "protocol", "predictions", "gallery", *_DRAWING)
+    foreign = [name for name in of_benchmarks if getattr(args, name) is not None]
     if foreign:
         words = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise ValueError(f"{words} belong to a benchmark; name it, such as eval refcoco --data DIR")
@@ -442,8 +439,8 @@ def _eval(args: argparse.Namespace) -> None:
     from .evaluation.records import in_processes
     from .evaluation.run import evaluate
 
-    options: dict[str, Any] = {"groups": args.groups, "tasks": args.tasks, "records": args.records}
-    options["count"] = 1000 if args.count is None else args.count
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("groups", "tasks", "records")}
+    options["count"] = args.count or 1000
     if args.processes > 1:
         options["records"] = args.records or str(target.with_suffix(".records"))
         in_processes(_eval_scenes, (folder, options), args.processes)
