@@ -310,7 +310,7 @@ def description_codes(
     if style is None:
         raise ValueError(
             "layout needs a model that draws object by object, and this one has no description_sketch. Leave layout out, or set "
-            "it: pipe.register_to_config(description_sketch=...), see docs/editing.md."
+            "it: pipe.register_to_config(description_sketch=...), see docs/diffusers.md."
         )
     if getattr(components, "vision_encoder", None) is None:
         raise ValueError(
