@@ -10,18 +10,19 @@ Command:   make tiny                                  (every stage, then pipelin
            make tiny ARGS="--init pipelines/focus-tiny --stages 3"   (train the published weights further)
 Hardware:  two CPU cores with AVX-512 BF16 (without it float32 is used, about half as fast); each stage uses one thread, independent
            stages may run side by side.
-Hours:     16.5 core-hours for the published stages without 3-drawn (sum of the records; 3-all shared its core), and six minutes of
-           a GPU for that one (recipes/one_gpu.py), which would take two cores alone six hours (44,000 pictures, 2 a second). Stage
-           3 takes an hour and a half on two cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every
-           other an hour or less, and each can be stopped at any time.
+Hours:     16.5 core-hours for the published stages without 3-drawn and 3-redrawn (sum of the records; 3-all shared its core), and
+           six minutes of a GPU for each of these two (recipes/one_gpu.py), which would take two cores alone six hours (44,000 and
+           39,000 pictures, 2 a second). Stage 3 takes an hour and a half on two cores, 3-guided two hours, 3-all two hours on one,
+           3-found an hour on two, every other an hour or less, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
            What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late): docs/design.md,
            "State of focus-tiny".
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
            3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-drawn (a larger language
-           model: outlines of what edits draw, pictures from descriptions) -> 3-identities -> 4 (mask-guided decoder; its mask
-           conditioner guides tokens since 3). `|` marks what does not depend on each other.
+           model: outlines of what edits draw, pictures from descriptions) -> 3-redrawn (the same, other pictures) ->
+           3-identities -> 4 (mask-guided decoder; its mask conditioner guides tokens since 3). `|` marks what does not depend
+           on each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = tuple(
-    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn".split()
+    "0-vae 0-features 0-encoders 1a-pixel 2 1a-semantic 1b 3 3-places 3-all 3-names 3-found 3-guided 3-drawn 3-redrawn".split()
 ) + ("3-identities", "4")
 # How it draws descriptions object by object: discs of sizes amid those of the world, which it calls white circles.
 SKETCH = {
@@ -121,7 +122,7 @@ def publish(
     before = json.loads((Path(init) / "model_index.json").read_text()) if init else {}
     records_of = {stage: runs / "stages" / stage / "recipe.json" for stage in STAGES}
     done = {stage: json.loads(file.read_text())["recipe"] for stage, file in records_of.items() if file.exists()}
-    mixtures = ("3-drawn", "3-guided", "3-found", "3-all", "3")
+    mixtures = ("3-redrawn", "3-drawn", "3-guided", "3-found", "3-all", "3")
     writes_images = bool(set(mixtures) & set(done)) or bool(before.get("images_trained"))
     # Stages of the language model and of masks move the states that instance embeddings are read off: 3-identities comes after.
     moved = any(stage.startswith(("2", "3")) for stage in done)

@@ -5,7 +5,8 @@ Command:   python recipes/one_gpu.py --stage 3-drawn --output runs/focus-tiny --
 Hardware:  one NVIDIA GPU and two processor cores for each process (one draws pictures).
 Expected:  3-drawn took 372 s for 262 steps of 168 pictures on one H200 and 16 cores of an Intel Xeon, 7 processes of 24 pictures,
            one CUDA MPS server, 27 November 2026 (`--processes 7 --pictures 24 --minutes 7.4`): 118 pictures a second where two
-           processor cores alone make 2. Four ablation runs shared GPU and processor for the first 150 s of it.
+           processor cores alone make 2. Four ablation runs shared GPU and processor for the first 150 s of it. 3-redrawn took 371 s
+           for 233 steps in the same way the day after (`--minutes 7.2`), with four edits a picture in place of three: 105.
 
 A model this small leaves a GPU waiting: a step is some ten thousand operations, and starting one costs the processor more than
 running it costs the GPU. So several processes share the GPU and average their gradients over gloo (NCCL allows one process a

@@ -1,4 +1,4 @@
-"""Arms of the ablation: what each takes out of a pipeline, and that it is put back."""
+"""Arms of the ablation: what each takes out of an edit, and that the pipeline is left whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_focus import FocusPipeline
-from diffusers_focus.evaluation.ablation import ARMS, _arms, _with_less
+from diffusers_focus.evaluation.ablation import ARMS, SWITCHES, _arms, _unplaced
 
 from tests.tiny import SIZE, picture, tiny_components
 
@@ -20,34 +20,35 @@ def pipe() -> FocusPipeline:
     return found
 
 
-def edited(pipe: FocusPipeline, arm: str) -> np.ndarray:
+def edited(pipe: FocusPipeline, **options) -> np.ndarray:
     mask = np.zeros((SIZE, SIZE), dtype=bool)
     mask[10:40, 10:40] = True
-    with _with_less(pipe, arm):
-        options = {"num_inference_steps": 2, "preserve_background": False, "output_type": "np"}
-        generator = torch.Generator().manual_seed(0)
-        return pipe.edit(picture(0), "remove it", mask_image=mask, generator=generator, **options).images
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 2, "preserve_background": False, "output_type": "np", **options}
+    return pipe.edit(picture(0), "remove it", mask_image=mask, generator=generator, **options).images
 
 
-def test_each_arm_draws_another_picture_and_leaves_the_pipeline_as_it_was(pipe):
-    own = edited(pipe, "own")
-    unplaced, unguided = edited(pipe, "unplaced"), edited(pipe, "unguided")
-    assert not np.array_equal(own, unplaced)  # other tokens
-    assert not np.array_equal(unplaced, unguided)  # the same tokens, another denoiser
-    assert np.array_equal(edited(pipe, "own"), own)
+def test_each_switch_draws_another_picture(pipe):
+    pictures = [edited(pipe, **options) for options in SWITCHES.values()]
+    with _unplaced(pipe):
+        pictures.append(edited(pipe))
+    assert len({one.tobytes() for one in pictures}) == len(SWITCHES) + 1
+    assert np.array_equal(edited(pipe), pictures[0])
 
 
-def test_an_arm_that_fails_leaves_the_pipeline_whole(pipe):
-    whole = pipe.mask_conditioner, pipe.mask_conditioner.cell_guidance
-    for arm in ("unplaced", "unguided"):
-        with pytest.raises(RuntimeError), _with_less(pipe, arm):
-            raise RuntimeError
-        assert (pipe.mask_conditioner, pipe.mask_conditioner.cell_guidance) == whole
+def test_what_fails_without_a_part_puts_it_back(pipe):
+    whole = pipe.mask_conditioner.cell_guidance
+    with pytest.raises(RuntimeError), _unplaced(pipe):
+        assert pipe.mask_conditioner.cell_guidance is None
+        raise RuntimeError
+    assert pipe.mask_conditioner.cell_guidance is whole
 
 
 def test_arms_need_the_part_they_take_out(pipe):
     assert _arms(pipe) == ARMS
+    assert [arm for arm in ARMS if arm.startswith("none")] == ["none", "none_unread"]
     pipe.mask_conditioner.cell_guidance = None
-    assert _arms(pipe) == ("own", "shuffled", "none", "unguided")
+    assert _arms(pipe) == ARMS[:-1]
     pipe.mask_conditioner = None
-    assert _arms(pipe) == ("own", "shuffled", "none")
+    kept = ("none", "shuffled", "shuffled_unlimited", "true", "true_unlimited", "own", "own_unlimited")
+    assert _arms(pipe) == kept

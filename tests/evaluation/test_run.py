@@ -119,8 +119,10 @@ def test_figures_do_not_depend_on_the_batch_size(oracle_result):
 
 def test_mask_decides_what_changes():
     found = evaluate(Oracle(COUNT), COUNT, ["in"], "ablation", batch_size=5)["groups"]["in"]["ablation"]
-    assert value(found, "own", "right") == value(found, "none", "right") == 1.0
-    assert "unguided" not in found  # there is no conditioner to take out
+    assert value(found, "own", "right") == value(found, "true", "right") == value(found, "none", "right") == 1.0
+    assert value(found, "own", "composited_right") == 1.0
+    assert "own_unread" not in found  # there is no conditioner whose mask could be read
+    assert value(found, "own_minus_own_unlimited") == 0.0  # it writes no tokens
     assert value(found, "shuffled", "right") < 0.4
     assert value(found, "own_minus_shuffled") == pytest.approx(
         value(found, "own", "right") - value(found, "shuffled", "right"), abs=1e-5

@@ -30,7 +30,7 @@ class Oracle:
     """Right about everything on the first `count` scenes of both groups (and on their twins)."""
 
     def __init__(self, count: int, groups: Sequence[str] = DEFAULT_GROUPS):
-        self.known, self.calls = {}, 0
+        self.known, self.truths, self.calls = {}, {}, 0
         for group in groups:
             batch = draw_batch(group, 0, count)
             for scene, drawn in zip(batch.scenes, batch.drawn):
@@ -100,7 +100,7 @@ class Oracle:
             answers.append(next(q.answer for q in asked if q is not None and q.text == question[row]))
         return SimpleNamespace(text=answers)
 
-    def edit(self, image, instruction, mask_image=None, generator=None, preserve_background=True, output_type="pil"):
+    def edit(self, image, instruction, mask_image=None, generator=None, output_type="pil", **options):
         images, masks, free = [], [], []
         for row, seen in enumerate(self.look(image)):
             truth, target, support = self.redrawn(seen, instruction[row])
@@ -113,6 +113,13 @@ class Oracle:
         return SimpleNamespace(images=images, masks=masks, edit_masks=free)
 
     def redrawn(self, seen, instruction):
+        """Picture, target and support of an edit; the ablation asks for each many times."""
+        key = seen.scene.seed, seen.held_out, instruction
+        if key not in self.truths:
+            self.truths[key] = self._redrawn(seen, instruction)
+        return self.truths[key]
+
+    def _redrawn(self, seen, instruction):
         for task, kinds in (("edits", None), ("ablation", LOCAL_KINDS)):
             edit = edit_sample(seen.scene, seen.held_out, task, kinds)
             if edit.instruction == instruction:

@@ -108,6 +108,7 @@ class EditFuzz(Fuzz):
             "num_images_per_prompt": self.odd(self.pick(1, 1, 1, 2), 0, "2"),
             "guidance_scale": self.odd(self.pick(None, 1.0, 3.0), float("inf"), "3", -1.0, 0),
             "mask_guidance_scale": self.odd(1.0, 0.0, 2.0, None),
+            "limit_tokens": self.odd(True, False),
             "token_guidance_scale": self.odd(self.pick(None, 1.0), 0.0, 3.0, "1"),
             "temperature": self.odd(self.pick(None, 0.0, 0.7), -1.0, float("nan")),
             "top_k": self.odd(self.pick(None, 1, 5), -1, 10**9, 1.5),

@@ -48,6 +48,14 @@ def test_mask_guidance_extrapolates_from_no_mask(inputs):
 
 
 @torch.no_grad()
+def test_a_mask_guidance_of_zero_keeps_the_mask_out_of_every_branch(inputs):
+    pipe, latents, tokens, mask = inputs
+    expected = predict(pipe, latents, tokens, None, guidance_scale=3.0)
+    found = predict(pipe, latents, tokens, mask, guidance_scale=3.0, mask_guidance_scale=0.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_the_sequence_is_zero_rows_then_the_mask(inputs):
     pipe, _, tokens, mask = inputs
     assert denoise.mask_sequence(pipe, None, tokens).shape == (2, 77, 32)

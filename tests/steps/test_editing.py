@@ -140,6 +140,23 @@ def test_codes_outside_the_edit_are_the_sources_own():
 
 
 @torch.no_grad()
+def test_all_cells_of_an_edit_are_drawn_where_they_are_not_limited():
+    """And none of a picture that an empty mask leaves alone."""
+    pipe = shared_pipeline()
+    encoding, masks = pipe.encode_image([picture(0), picture(1)]), [disk_mask(), np.zeros((64, 64), dtype=bool)]
+    prompts, drawn = [EditPrompt(i, "remove the red circle", mask=masks[i]) for i in (0, 1)], []
+    options = {"semantic": GREEDY, "pixel": GREEDY, "start_tokens": lambda count: drawn.append(count) or (lambda: True)}
+    limited = edit_codes(pipe, encoding, prompts, masks, **options)
+    whole = edit_codes(pipe, encoding, prompts, masks, limited=False, **options)
+    everywhere = edit_codes(pipe, encoding, prompts, [np.ones_like(masks[0]), masks[1]], **options)
+    assert drawn[1] == drawn[2] == sum(codes[0].numel() for codes in limited) > drawn[0]
+    assert torch.equal(whole[0][0], everywhere[0][0])  # semantic codes: where the place is guides pixel codes alone
+    assert not torch.equal(whole[1][0], limited[1][0])
+    for codes, own in zip(whole, source_codes(pipe, encoding)):
+        assert torch.equal(codes[1], own[1])
+
+
+@torch.no_grad()
 def test_what_an_edit_is_about_guides_its_pixel_codes_alone():
     pipe = shared_pipeline()
     encoding, mask = pipe.encode_image(picture(0)), np.ones((64, 64), dtype=bool)

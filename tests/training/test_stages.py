@@ -32,6 +32,7 @@ FROZEN = {
     "3-found": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-guided": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-drawn": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
+    "3-redrawn": ("language", {"language_model", "mask_conditioner", "mask_decoder", "vision_encoder"}),
     "3-identities": ("language", {"mask_decoder"}),
     "4": ("decoder", {"unet", "mask_conditioner"}),
 }

@@ -1,14 +1,15 @@
 """Does the mask steer the decoder? Own mask, somebody else's, none; and a choice only the mask can tell.
 
-Paper: FOCUS (arXiv 2506.16806), the ablation of mask guidance (no mask / shuffled mask / own mask). All edits here are
-raw (`preserve_background=False`): what compositing would hide shows. Three random seeds; scenes are drawn for the
-intervals, with all seeds of a scene together. The measurement is this project's own.
+Paper: FOCUS (arXiv 2506.16806), the ablation of mask guidance (no mask / shuffled mask / own mask). Three random seeds; scenes are
+drawn for the intervals, with all seeds of a scene together. The measurement is this project's own.
 
-1. Arms. The same instruction with the place the pipeline finds itself ("own"), with the place it found in the next scene
-   of the batch as `mask_image` ("shuffled"), with the whole picture as `mask_image`, which says nothing about where
-   ("none"), with its own place that no longer tells the language model where a cell lies in it ("unplaced"), and with the
-   mask conditioner taken out, which also keeps the place from the denoiser ("unguided"; the visual tokens are still drawn
-   in that place). Scenes in which it finds nothing are left out and counted; so are background edits.
+1. Arms. The same instruction in four places: the one the pipeline finds itself ("own"), the support of the true change
+   grown by 4 pixels ("true"), the place it found in the next scene of the batch ("shuffled"), and the whole picture, which
+   says nothing about where ("none"); all but the first are `mask_image`. Each of them as it is; with a mask that the UNet
+   does not read ("_unread"); with every visual token written anew and not those in the place alone ("_unlimited"); and
+   with neither ("_neither"). Of the own place also without telling the language model where a cell lies in it
+   ("own_unplaced"). Every arm is drawn raw (`preserve_background=False`: what compositing would hide shows) and
+   composited. Scenes in which the pipeline finds nothing are left out and counted; so are background edits.
 2. Twins. Scenes with two identical objects; the instruction names both ("make the red circle blue"), a click that the
    language model is not shown chooses one: `mask_image` is what `segment(region=Point(...))` gives. Measured is which
    share of the changed pixels lies inside the chosen object, inside its twin (both grown by 4 pixels) and elsewhere. A
@@ -37,7 +38,20 @@ from .picture_metrics import psnr
 from .tasks import Batch, figure, scene_rng, union_mask
 
 SEEDS = (0, 1, 2)
-ARMS = ("own", "shuffled", "none", "unplaced", "unguided")
+PLACES = ("none", "shuffled", "true", "own")
+SWITCHES: dict[str, dict[str, Any]] = {
+    "": {},
+    "_unread": {"mask_guidance_scale": 0.0},
+    "_unlimited": {"limit_tokens": False},
+    "_neither": {"mask_guidance_scale": 0.0, "limit_tokens": False},
+}
+# Where the place is all of the picture, all tokens are written in any case.
+ARMS = tuple(
+    place + switch
+    for place in PLACES
+    for switch in SWITCHES
+    if place != "none" or "limit_tokens" not in SWITCHES[switch]
+) + ("own_unplaced",)
 CHANGED = 0.15  # of the range 0..255, mean over the channels
 LOCAL_KINDS = tuple(kind for kind in EDIT_KINDS if kind != "background")
 _SEED_STEP = 7919
@@ -86,29 +100,23 @@ def _far_colours(item: WorldObject) -> list[str]:
 
 
 @contextlib.contextmanager
-def _with_less(pipe: Any, arm: str) -> Iterator[None]:
-    """The pipeline without its mask conditioner, or without the guidance of tokens in it, for a while; other arms have all."""
-    conditioner = getattr(pipe, "mask_conditioner", None)
-    if conditioner is None or arm not in ("unplaced", "unguided"):
-        yield
-        return
-    guidance = conditioner.cell_guidance
-    if arm == "unguided":
-        pipe.mask_conditioner = None
-    else:
-        conditioner.cell_guidance = None
+def _unplaced(pipe: Any) -> Iterator[None]:
+    """The pipeline without the guidance of its tokens, for a while."""
+    conditioner = pipe.mask_conditioner
+    guidance, conditioner.cell_guidance = conditioner.cell_guidance, None
     try:
         yield
     finally:
-        pipe.mask_conditioner = conditioner
         conditioner.cell_guidance = guidance
 
 
 def _arms(pipe: Any) -> tuple[str, ...]:
     """The arms that a pipeline can run."""
     conditioner = getattr(pipe, "mask_conditioner", None)
-    lacking = {"unplaced"} if getattr(conditioner, "cell_guidance", None) is None else set()
-    return tuple(arm for arm in ARMS if arm not in lacking | ({"unguided"} if conditioner is None else set()))
+    lacking = {"own_unplaced"} if getattr(conditioner, "cell_guidance", None) is None else set()
+    if conditioner is None:  # nothing that could be read
+        lacking |= {arm for arm in ARMS if arm.endswith(("_unread", "_neither"))}
+    return tuple(arm for arm in ARMS if arm not in lacking)
 
 
 class AblationTask:
@@ -144,38 +152,58 @@ class AblationTask:
         edits = [chosen[row] for row in kept]
         own = [places[row] for row in kept]
         truths = [edit_truth(batch.scenes[index], edit, size) for index, edit in edits]
-        masks = {"shuffled": own[1:] + own[:1], "none": [np.ones((size, size), dtype=bool)] * len(own)}
-        arms = _arms(pipe)
-        for seed in SEEDS:
-            rows: list[dict[str, Any]] = [
-                {"scene": batch.scenes[index].seed, "kind": edit.edit_kind, "seed": seed} for index, edit in edits
-            ]
-            for arm in arms:
-                with _with_less(pipe, arm):
-                    pictures, _ = self._edit(pipe, batch, edits, masks.get(arm), seed)
-                for row, picture, truth in zip(rows, pictures, truths, strict=True):
-                    changed = changed_pixels(picture, truth.source)
-                    row[f"{arm}_right"] = float(is_right(picture, truth))
-                    row[f"{arm}_psnr"] = psnr(picture, truth.truth, truth.inside)
-                    row[f"{arm}_inside"] = float((changed & truth.inside).sum())
-                    row[f"{arm}_changed"] = float(changed.sum())
-            for row in rows:
-                for other in arms[1:]:
-                    row[f"own_minus_{other}"] = row["own_right"] - row[f"{other}_right"]
-            self.arms += rows
+        everywhere = np.ones((size, size), dtype=bool)
+        masks = {
+            "none": [everywhere] * len(own),
+            "shuffled": own[1:] + own[:1],
+            "true": [truth.inside for truth in truths],
+            "own": None,
+        }
+        rows: list[dict[str, Any]] = [
+            {"scene": batch.scenes[index].seed, "kind": edit.edit_kind, "seed": seed}
+            for seed in SEEDS
+            for index, edit in edits
+        ]
+        for arm in _arms(pipe):
+            place, _, switch = arm.partition("_")
+            options = SWITCHES.get(f"_{switch}" if switch else "", {})
+            with _unplaced(pipe) if switch == "unplaced" else contextlib.nullcontext():
+                raw = self._edit(pipe, batch, edits, masks[place], *SEEDS, **options)[0]
+                composited = self._edit(pipe, batch, edits, masks[place], *SEEDS, preserve_background=True, **options)[
+                    0
+                ]
+            for row, picture, kept_outside, truth in zip(rows, raw, composited, truths * len(SEEDS), strict=True):
+                changed = changed_pixels(picture, truth.source)
+                row[f"{arm}_right"] = float(is_right(picture, truth))
+                row[f"{arm}_psnr"] = psnr(picture, truth.truth, truth.inside)
+                row[f"{arm}_inside"] = float((changed & truth.inside).sum())
+                row[f"{arm}_changed"] = float(changed.sum())
+                row[f"{arm}_composited_right"] = float(is_right(kept_outside, truth))
+                row[f"{arm}_composited_psnr"] = psnr(kept_outside, truth.truth, truth.inside)
+        for row in rows:
+            for arm in _arms(pipe):
+                row[f"own_minus_{arm}"] = row["own_right"] - row[f"{arm}_right"]
+        self.arms += rows
 
     def _edit(
-        self, pipe: Any, batch: Batch, edits: list[tuple[int, Edit]], masks: list[np.ndarray] | None, seed: int
+        self,
+        pipe: Any,
+        batch: Batch,
+        edits: list[tuple[int, Edit]],
+        masks: list[np.ndarray] | None,
+        *seeds: int,
+        **options: Any,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Raw results as levels in 0..255, and where pixels were free to change."""
-        indices = [index for index, _ in edits]
+        """Results as levels in 0..255, and where pixels were free to change: all edits with the first seed, with the next."""
+        indices = [index for index, _ in edits] * len(seeds)
         return self._draw(
             pipe,
             batch.source(pipe, indices),
-            [edit.instruction for _, edit in edits],
-            masks,
-            [batch.scenes[index].seed + _SEED_STEP * seed for index in indices],
+            [edit.instruction for _, edit in edits] * len(seeds),
+            None if masks is None else masks * len(seeds),
+            [batch.scenes[index].seed + _SEED_STEP * seed for seed in seeds for index, _ in edits],
             batch.drawn[0].image.shape[0],
+            **options,
         )
 
     def _run_twins(self, pipe: Any, batch: Batch) -> None:
@@ -223,37 +251,40 @@ class AblationTask:
         masks: list[np.ndarray] | None,
         seeds: list[int],
         size: int,
+        **options: Any,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        options = dict(self.options)
+        options = {"preserve_background": False, **self.options, **options}
         if masks is not None:
             options["mask_image"] = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks]
         out = pipe.edit(
             source,
             instructions,
             generator=[seeded(seed) for seed in seeds],
-            preserve_background=False,
             output_type="np",
             **options,
         )
         return to_levels(out.images, size), [union_mask(mask, size) for mask in out.edit_masks]
 
     def figures(self) -> dict[str, Any]:
-        """Each arm: right share, PSNR inside, share of the changed pixels inside; the differences; the twins."""
+        """Each arm: right share and PSNR inside, raw and composited, share of the changed pixels inside; the differences in what is
+        right of the raw ones; the twins.
+        """
         found: dict[str, Any] = {"seeds": len(SEEDS), "asked": dict(self.asked)}
-        if self.arms:
-            arms = [arm for arm in ARMS if f"{arm}_right" in self.arms[0]]
-            for arm in arms:
-                found[arm] = {
-                    "right": figure(self.arms, f"{arm}_right"),
-                    "psnr_inside": figure(self.arms, f"{arm}_psnr"),
-                }
-                found[arm]["right_by_seed"] = [
-                    figure([row for row in self.arms if row["seed"] == seed], f"{arm}_right")["value"] for seed in SEEDS
-                ]
-                if any(row[f"{arm}_changed"] for row in self.arms):
-                    found[arm]["changed_inside"] = figure(self.arms, f"{arm}_inside", f"{arm}_changed")
-            for other in arms[1:]:
-                found[f"own_minus_{other}"] = figure(self.arms, f"own_minus_{other}")
+        arms = [arm for arm in ARMS if self.arms and f"{arm}_right" in self.arms[0]]
+        for arm in arms:
+            found[arm] = {
+                "right": figure(self.arms, f"{arm}_right"),
+                "psnr_inside": figure(self.arms, f"{arm}_psnr"),
+                "composited_right": figure(self.arms, f"{arm}_composited_right"),
+                "composited_psnr_inside": figure(self.arms, f"{arm}_composited_psnr"),
+            }
+            found[arm]["right_by_seed"] = [
+                figure([row for row in self.arms if row["seed"] == seed], f"{arm}_right")["value"] for seed in SEEDS
+            ]
+            if any(row[f"{arm}_changed"] for row in self.arms):
+                found[arm]["changed_inside"] = figure(self.arms, f"{arm}_inside", f"{arm}_changed")
+            if arm != "own":
+                found[f"own_minus_{arm}"] = figure(self.arms, f"own_minus_{arm}")
         if self.twins:
             found["twins"] = {"mask_mIoU": figure(self.twins, "mask_iou"), "changed": figure(self.twins, "has_changed")}
             for start, title in (("", "changed"), ("from_source_", "from_source")):

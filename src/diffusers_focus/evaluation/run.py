@@ -64,7 +64,7 @@ TASKS: dict[str, type] = {
     "generation": GenerationTask,
     "plain_generation": PlainGenerationTask,
 }
-# Plain questions leave captions to the language model, the ablation draws every edit nine times, codes are for looking into a
+# Plain questions leave captions to the language model, the ablation draws every edit ninety times, codes are for looking into a
 # model, a list of names may be asked one by one, clicks are ten calls a scene, a clip has the frames of eight to twelve scenes, and
 # what is drawn from a description is looked for all over the picture: they run only when they are asked for.
 ON_DEMAND = frozenset(

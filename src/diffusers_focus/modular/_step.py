@@ -82,6 +82,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
         None,
         "Edit only the surroundings of the edit masks, with so many pixels on every side, at full resolution.",
     ),
+    "limit_tokens": (
+        bool,
+        True,
+        "Write only the visual tokens that the edit mask touches; False writes all of an edit.",
+    ),
     "preserve_background": (bool, True, "Keep every pixel outside the soft edit mask."),
     "height": (int, None, "Of the result in pixels, one of the model's sizes; an edit has the size of its image."),
     "width": (int, None, "Of the result in pixels, likewise."),
@@ -110,7 +115,11 @@ INPUTS: dict[str, tuple[Any, Any, str]] = {
     "strength": (float, 1.0, "Share of the denoising to run on the image's own latents, above 0 up to 1."),
     "eta": (float, 0.0, "Share of fresh noise in a step of DDIM; other schedulers ignore it."),
     "guidance_scale": (float, None, "How strongly the visual tokens steer the denoising; 1 switches guidance off."),
-    "mask_guidance_scale": (float, 1.0, "The same for the edit mask; anything but 1 costs a further UNet pass a step."),
+    "mask_guidance_scale": (
+        float,
+        1.0,
+        "The same for the edit mask; 0 keeps it from the UNet, anything but 0 and 1 costs a further UNet pass a step.",
+    ),
     "cross_attention_kwargs": (
         dict[str, Any],
         None,

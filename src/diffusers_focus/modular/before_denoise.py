@@ -138,12 +138,18 @@ class FocusEditTokensStep(WithProgress, FocusStep):
     parts = ("vision_encoder", *_WRITING)
     may_lack = ("mask_conditioner",)
     settings = (*_DRAWING_SETTINGS, "kept_outline_token_guidance_scale")
-    reads = (read("image_encoding", required=True), read("edits", required=True), *(read(name) for name in _DRAWING))
+    reads = (
+        read("image_encoding", required=True),
+        read("edits", required=True),
+        *(read(name) for name in _DRAWING),
+        read("limit_tokens"),
+    )
     writes = (write("token_map"),)
 
     def run(self, components: Any, block_state: Any) -> None:
         """Write the tokens."""
         options = _drawing(self, components, block_state, len(edits_by_picture(block_state.edits)), edits=True)
+        options["limited"] = block_state.limit_tokens
         masks = [one.mask for one in block_state.edits]
         codes = edit_codes(components, block_state.image_encoding, block_state.edits, masks, **options)
         block_state.token_map = denoise.token_map(components, *codes).to(components._execution_device)

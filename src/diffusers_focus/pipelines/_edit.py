@@ -125,6 +125,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
         temperature: float | tuple[float, float] | None = None,
         top_k: int | tuple[int, int] | None = None,
         top_p: float | tuple[float, float] | None = None,
+        limit_tokens: bool = True,
         preserve_background: bool = True,
         mask_dilation: int | None = None,
         mask_blur: int | None = None,
@@ -163,7 +164,8 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             num_inference_steps: denoising steps; the pipeline's own by default.
             timesteps, sigmas: a schedule of one's own.
             guidance_scale: how strongly the visual tokens steer the denoising; 1 switches guidance off.
-            mask_guidance_scale: the same for the edit mask; anything but 1 costs a further UNet pass a step.
+            mask_guidance_scale: the same for the edit mask; 0 keeps it from the UNet, and anything but 0 and 1 costs a
+                further UNet pass a step.
             strength: share of the denoising to run on the image's own latents, above 0 up to 1.
             num_images_per_prompt: results for each prompt.
             layout: where the objects of a description are to be, if the pipeline draws object by object (`description_sketch`): a
@@ -175,6 +177,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             token_guidance_scale, temperature, top_k, top_p: how the language model draws visual tokens; the pipeline's own by
                 default. A temperature of 0 takes the likeliest. Pixel tokens get three times `top_k`. A pair has one value for
                 semantic and one for pixel tokens, such as `temperature=(1.0, 0.0)`.
+            limit_tokens: write only the visual tokens that the edit mask touches, the others are the image's own; False writes all.
             preserve_background: keep every pixel outside the soft edit mask; False returns what the decoder made of it all.
             mask_dilation: pixels to grow the edit mask by, in place of the pipeline's own rule.
             mask_blur: reach of its soft edge in pixels of the image.
@@ -251,6 +254,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            limit_tokens=limit_tokens,
         )
         options["start_tokens"] = self._token_bar
         encoding, found, images, edit_masks, whole = None, None, [], [], None

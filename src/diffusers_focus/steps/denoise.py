@@ -167,7 +167,7 @@ class Denoiser:
         unet, scheduler: the components.
         size_index: `resolution_index` of the decoded size.
         guidance_scale: over the token map; 1 or less means none.
-        mask_guidance_scale: over f_m; 1 means none, anything else costs a further pass.
+        mask_guidance_scale: over f_m; 1 means none, 0 leaves f_m out, anything else costs a further pass.
         has_mask: whether the sequence holds f_m.
         cross_attention_kwargs: for the UNet's attention processors.
         added: SDXL's second conditioning from `added_conditions`; by default made anew for each step.
@@ -213,15 +213,17 @@ class Denoiser:
             negative_prompt_embeds: the same with a zeroed token map.
         """
         tokens = F.interpolate(tokens.to(self.unet.dtype), size=latents.shape[-2:], mode="nearest")
+        if self.has_mask and self.mask_guidance_scale == 0.0:
+            prompt_embeds, negative_prompt_embeds = (
+                self._maskless(prompt_embeds),
+                self._maskless(negative_prompt_embeds),
+            )
         branches = [(tokens, prompt_embeds)]
         if self.guided:
             branches.insert(0, (torch.zeros_like(tokens), negative_prompt_embeds))
-        mask_guided = self.has_mask and self.mask_guidance_scale != 1.0
+        mask_guided = self.has_mask and self.mask_guidance_scale not in (0.0, 1.0)
         if mask_guided:
-            # Zero rows have zero values: the same as leaving f_m out, and of a length that stands in the same batch.
-            without = torch.zeros_like(prompt_embeds)
-            without[:, : self.text_rows] = prompt_embeds[:, : self.text_rows]
-            branches.append((tokens, without))
+            branches.append((tokens, self._maskless(prompt_embeds)))
         count = len(branches)
         sample = self.scheduler.scale_model_input(latents.repeat(count, 1, 1, 1), timestep).to(self.unet.dtype)
         sequence = torch.cat([embeds for _, embeds in branches])
@@ -249,6 +251,12 @@ class Denoiser:
         if mask_guided:
             result = result + (self.mask_guidance_scale - 1.0) * (conditional - output[-1])
         return result
+
+    def _maskless(self, embeds: torch.Tensor) -> torch.Tensor:
+        """The sequence with zero rows for f_m: they have zero values, and their length stands in the same batch."""
+        without = torch.zeros_like(embeds)
+        without[:, : self.text_rows] = embeds[:, : self.text_rows]
+        return without
 
     def _added(self, sequence: torch.Tensor, branches: int) -> dict[str, torch.Tensor] | None:
         added = self.added or added_conditions(self.unet, self.size_index, sequence[: len(sequence) // branches])

@@ -347,6 +347,7 @@ def drawing(
     temperature: float | Sequence[float] | None = None,
     top_k: int | Sequence[int] | None = None,
     top_p: float | Sequence[float] | None = None,
+    limit_tokens: bool = True,
 ) -> dict[str, Any]:
     """How visual tokens are drawn, as arguments of `generation_codes` or (`edits`) `edit_codes`; None takes the pipeline's own.
 
@@ -366,6 +367,7 @@ def drawing(
         "sharpness": settings.pixel_code_sharpness,
     }
     if edits:
+        options["limited"] = limit_tokens
         own = token_guidance_scale is None
         options["kept_guidance_scale"] = settings.kept_outline_token_guidance_scale if own else None
     return options
@@ -419,6 +421,7 @@ def edit_codes(
     semantic: TokenSampling = TokenSampling(),  # noqa: B008 - frozen
     pixel: TokenSampling = TokenSampling(),  # noqa: B008
     sharpness: float = 0.0,
+    limited: bool = True,
     generator: Generators = None,
     start_tokens: Callable[[int], Callable[[], bool]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -430,6 +433,7 @@ def edit_codes(
         negative: from `negative_prompts`, one a picture.
         guidance_scale, semantic, pixel, sharpness: see `write_codes`.
         kept_guidance_scale: in place of `guidance_scale` for edits that leave an object's outline as it is.
+        limited: False draws the cells outside the masks, too. Of several edits of one picture each still leaves its own alone.
         generator: likewise; a list has one a picture.
         start_tokens: called with the number of positions to draw; returns `on_token` of `write_codes`.
     """
@@ -441,6 +445,7 @@ def edit_codes(
         semantic=semantic,
         pixel=pixel,
         sharpness=sharpness,
+        limited=limited,
         start_tokens=start_tokens,
     )
     if len(edits_by_picture(prompts)) == len(prompts):
@@ -460,6 +465,7 @@ def _write_edits(
     semantic: TokenSampling,
     pixel: TokenSampling,
     sharpness: float,
+    limited: bool,
     generator: Generators,
     start_tokens: Callable[[int], Callable[[], bool]] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -474,7 +480,8 @@ def _write_edits(
     free = tuple(
         torch.stack(
             [
-                place_on_grid(mask, encoding.inputs.placements[prompt.image], grid, "any") > 0
+                (place_on_grid(mask, encoding.inputs.placements[prompt.image], grid, "any") > 0)
+                | (not limited and bool(mask.any()))
                 for prompt, mask in zip(prompts, edit_masks)
             ]
         )

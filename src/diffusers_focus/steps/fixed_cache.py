@@ -81,6 +81,7 @@ class FixedCache(Cache):
         self.mask[:, : self.filled] = mask[rows]
         self.unpadded = bool(mask[rows].all())  # asked of the device once, before anything is written
         self.slots = torch.arange(size, device=mask.device)
+        self.steady: dict[int, torch.Tensor] = {}
 
     def take(self, length: int, new: torch.Tensor | None = None, *, whole: bool = False) -> torch.Tensor | None:
         """Take the next t slots for a forward; must be called before each.
@@ -88,7 +89,8 @@ class FixedCache(Cache):
         Args:
             length: t.
             new: bool [R, t], False where a row has nothing to say; None where all have.
-            whole: look at all of the room, so that no shape differs from that of the last step; otherwise at what is filled.
+            whole: look at all of the room, so that no shape differs from that of the last step; otherwise at what is filled. The
+                layers then read their slots from one tensor for each t, so that a recorded step reads what it read.
 
         Returns:
             bool [R, 1, t, S or what is filled]: the slots that each new position sees, its own among them. None for one position
@@ -106,6 +108,8 @@ class FixedCache(Cache):
         self.unpadded &= new is None
         self.filled = stop
         slots = self.slots[first:stop]
+        if whole:
+            slots = self.steady.setdefault(length, slots.clone()).copy_(slots)
         for layer in self.states:
             layer.slots, layer.stop = slots.to(layer.keys.device), None if whole else stop
         if self.unpadded and length == 1 and not whole:

@@ -10,7 +10,7 @@ Shapes: R suffixes ("rows"), T their length, P the prefix's, H the language mode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, overload
@@ -35,6 +35,7 @@ from ..processing.vocabulary import FocusVocabulary
 from .attention import unplanned_attention
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding
 from .fixed_cache import FixedCache
+from .step_graph import LONGEST, StepRecorder, is_compiled, uncompiled
 
 IGNORED = -100  # label of what the model is not asked to write
 SLOT = -1  # id of a position whose embedding does not come from the table
@@ -449,7 +450,12 @@ def run_suffixes(
 
 
 def feed(
-    components: Components, embeds: torch.Tensor, cache: FixedCache, new: torch.Tensor | None, positions: torch.Tensor
+    components: Components,
+    embeds: torch.Tensor,
+    cache: FixedCache,
+    new: torch.Tensor | None,
+    positions: torch.Tensor,
+    recorder: StepRecorder | None = None,
 ) -> torch.Tensor:
     """Feed positions to a cache with room. Nothing here waits for the device.
 
@@ -460,32 +466,32 @@ def feed(
         embeds: [R, t, H].
         new: bool [R, t], False where a row has nothing to say; None where all have.
         positions: int64 [R, t].
+        recorder: of this cache, from `recorder_for`: short runs are played back. Without one every run goes through the model.
 
     Returns:
-        Hidden states [R, t, H].
+        Hidden states [R, t, H]; with a recorder, until the next call.
     """
     model = components.language_model.model
     watched = model._forward_pre_hooks or model._forward_hooks  # a graph cannot hold somebody else's code
-    compiled = _is_compiled(model) and embeds.shape[1] <= 2 and not watched
-    mask: Any = cache.take(embeds.shape[1], new, whole=compiled)
+    short = embeds.shape[1] <= LONGEST
+    compiled = is_compiled(model) and short and not watched
+    mask: Any = cache.take(embeds.shape[1], new, whole=compiled or (recorder is not None and short))
+
+    def run(embeds: torch.Tensor, mask: Any, positions: torch.Tensor) -> torch.Tensor:
+        out = model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return out.last_hidden_state
+
+    if recorder is not None and short:
+        with unplanned_attention(embeds.device):
+            return recorder(lambda x, seen, at: run(x, {"full_attention": seen}, at), embeds, mask, positions)
     if model.config._attn_implementation == "sdpa" and not model.has_sliding_layers:
         mask = {"full_attention": mask}  # as it is: the model makes none of its own
     elif mask is not None:
         mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
-    with nullcontext() if compiled else _uncompiled(model), unplanned_attention(embeds.device):
-        out = model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-    return out.last_hidden_state
-
-
-def _is_compiled(model: Any) -> bool:
-    return getattr(model, "_compiled_call_impl", None) is not None and not torch.is_grad_enabled()
-
-
-def _uncompiled(model: Any) -> AbstractContextManager[Any]:
-    """A compiled model runs as if it were not: lengths that are new each time would be compiled each time."""
-    return torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
+    with nullcontext() if compiled else uncompiled(model), unplanned_attention(embeds.device):
+        return run(embeds, mask, positions)
 
 
 def extend(
@@ -539,7 +545,7 @@ def _run(
     """Last hidden states of new positions."""
     if positions is None:
         positions = counted_positions(mask, embeds.shape[1])
-    with _uncompiled(language_model.model), unplanned_attention(embeds.device):
+    with uncompiled(language_model.model), unplanned_attention(embeds.device):
         out = language_model.model(
             inputs_embeds=embeds,
             attention_mask=mask.long(),

@@ -27,6 +27,7 @@ from .sequence import (
     image_positions,
     run_suffixes,
 )
+from .step_graph import recorder_for
 
 
 def block_template(
@@ -176,11 +177,13 @@ def write_codes(
     if places is None:
         places = counted_positions(torch.cat([mask, new], dim=1), len(order)) + prefix.skipped
     same, fed = bool(new.all()), 0
+    recorder = recorder_for(components.language_model.model, len(drawn_at))
     for position in drawn_at:
         index = place_of[position]
         if index > fed:
             embeds = table(line[:, fed:index]).repeat(branches, 1, 1)
-            hidden = feed(components, embeds, cache, None if same else new[:, fed:index], places[:, fed:index])
+            said = None if same else new[:, fed:index]
+            hidden = feed(components, embeds, cache, said, places[:, fed:index], recorder)
         fed = index
         state, cell = hidden[:, -1], cell_of.get(position)  # of semantic codes None
         if guide is not None and cell is not None:

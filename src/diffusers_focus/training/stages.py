@@ -1,7 +1,7 @@
 """FOCUS's progressive stages as frozen recipes: what is trained, what is frozen, losses, rates, lengths (paper section 3).
 
 `STAGES` are the runs that make focus-tiny, in order; 3 takes an hour and a half on two cores, 3-guided two hours, 3-all two hours
-on one (in parts, as they may be stopped at any time), 3-drawn six minutes of a GPU, the others about an hour at most.
+on one (in parts, as they may be stopped at any time), 3-drawn and 3-redrawn six minutes of a GPU each, others an hour at most.
 `PAPER_STAGES` are the paper's own numbers for the 3B model, as far as it states them. What differs at tiny size and why:
 docs/design.md.
 """
@@ -83,6 +83,16 @@ DRAWN = {
     "generations": 1.0,
     "edits": 3.0,
     "edit_kinds": ("remove", "background", *2 * ("recolour", "fill", "resize"), *3 * ("replace", "reshape")),
+}
+# The same, of other pictures: edits and places once more. Captions and descriptions are put together object by object since, so
+# none in one go; what is said of a pointed-at object in their place.
+REDRAWN = {
+    **DRAWN,
+    "question_kinds": LESSONS + 2 * ("relation", "region") + ("count", "count_attribute"),
+    "generations": 0.0,
+    "edits": 4.0,
+    "edit_masks": 2,
+    "edit_kinds": ("remove", "background", *2 * ("recolour", "fill"), *3 * ("replace", "reshape", "resize")),
 }
 # Where the mask guides the visual tokens, which converted originals do not have.
 GUIDANCE = ParameterGroup("mask_conditioner", 1e-3, include=("cell_guidance",), optional=True)
@@ -271,6 +281,17 @@ STAGES: dict[str, StageRecipe] = {
                 "grow": {"num_hidden_layers": 8, "intermediate_size": 1024},
                 "outline_dim": 192,
             },
+        ),
+        StageRecipe(
+            name="3-redrawn",
+            objective="language",
+            groups=(*_reading(7e-4), ParameterGroup("mask_decoder", 2e-4), replace(GUIDANCE, learning_rate=1.4e-3)),
+            steps=233,
+            batch_size=168,
+            decay_fraction=0.58,
+            warmup_steps=30,
+            seed=83,
+            options={"mixture": REDRAWN, "masks_every": 4, "vectors": 2.0},
         ),
         StageRecipe(
             name="3-identities",
