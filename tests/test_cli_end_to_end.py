@@ -216,6 +216,7 @@ def test_info_in_a_process_of_its_own():
         ["edit", "{picture}", "make it blue", "--point", "500,20"],
         ["eval", "--tasks", "painting"],
         ["eval", "--groups", "nobody"],
+        ["eval", "--device", "nowhere"],
     ],
 )
 def test_bad_input_is_one_line_and_status_2(argv, scene, tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -440,11 +441,11 @@ def _eval(args: argparse.Namespace) -> None:
     from .evaluation.run import evaluate
 
     options: dict[str, Any] = {name: getattr(args, name) for name in ("groups", "tasks", "records")}
-    options["count"] = args.count or 1000
+    options |= {"count": args.count or 1000, "loader": partial(_load_evaluated, device=args.device)}
     if args.processes > 1:
         options["records"] = args.records or str(target.with_suffix(".records"))
         in_processes(_eval_scenes, (folder, options), args.processes)
-    evaluate(folder, output=target, loader=_load_evaluated, resume=args.resume, **options)
+    evaluate(folder, output=target, resume=args.resume, **options)
     print(target)
 
 
@@ -455,7 +456,7 @@ def _eval_scenes(arguments: tuple[Any, ...], index: int, count: int) -> None:
     from .evaluation.run import evaluate
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    evaluate(arguments[0], **arguments[1], part=(index, count), loader=_load_evaluated)
+    evaluate(arguments[0], **arguments[1], part=(index, count))
 
 
 def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
@@ -486,6 +487,7 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
         "pictures": args.pictures,
         "measures": Measures(args.clip_model, args.dino_model, args.lpips_weights, args.fid_model),
         "drawing": {name: value for name, value in drawing.items() if value is not None},
+        "loader": partial(_load_evaluated, device=args.device),
     }
     asked = _find_pipeline(args.pipeline) if args.predictions is None else None
     arguments = (asked, args.benchmark, args.data, str(target), options)
@@ -500,7 +502,7 @@ def _eval_benchmark(args: argparse.Namespace, target: Path) -> None:
             return
     elif args.processes > 1:
         in_processes(_eval_part, arguments, args.processes)
-    result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0, loader=_load_evaluated)
+    result = run_benchmark(*arguments[:4], **options, gallery=args.gallery or 0)
     print(table(result))
     print(target)
 
@@ -530,12 +532,12 @@ def _eval_part(arguments: tuple[Any, ...], index: int, count: int) -> None:
     from .evaluation.benchmarks import run_benchmark
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    run_benchmark(*arguments[:4], **arguments[4], part=(index, count), loader=_load_evaluated)
+    run_benchmark(*arguments[:4], **arguments[4], part=(index, count))
 
 
-def _load_evaluated(folder: str) -> Any:
+def _load_evaluated(folder: str, device: str) -> Any:
     """The pipeline without bars of its own: the evaluation shows one for the whole run."""
-    pipe = _load_folder(folder)
+    pipe = _load_folder(folder, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -275,6 +275,7 @@ def command_line(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
         help="such as refcoco, grefcoco, reasonseg; an unknown name lists them all",
     )
     evaluate.add_argument("--pipeline", metavar="DIR", help=f"pipeline folder (default: {DEFAULT_PIPELINE.as_posix()})")
+    evaluate.add_argument("--device", default="cpu", help="where to run: cpu, cuda, ... (default: %(default)s)")
     evaluate.add_argument("--count", type=_positive, metavar="N", help="scenes (default: 1000); samples (default: all)")
     evaluate.add_argument("--groups", nargs="+", metavar="GROUP", help="groups of scenes, such as in held_out")
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to measure on scenes (default: all)")
