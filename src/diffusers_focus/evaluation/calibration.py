@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..data.language import generalized_expressions, reasoning_expressions
 from ..data.regions_sampling import REGION_KINDS
 from ..data.world import Rendered, Scene, render, sample_scene
+from ..processing.outlines import outline_masks
 from ..processing.prompts import CLASS, INTERACTIVE, REASONING, REFERRING
 from ..sharing.files import replace_json
 from ..steps.confidence import CLASSES, REGIONS, WORDS, kind_of
@@ -53,6 +54,7 @@ class _Sample:
         labels: of each object, where names are asked for.
         reading: of this prompt alone, mask logits as eighths in int8.
         image: which it is about.
+        outlined: bits of the masks, at its size, of the proposals that were looked at: six sets of maps ask for the same ones.
     """
 
     prompt: MaskPrompt
@@ -63,6 +65,7 @@ class _Sample:
     reading: MaskReading | None = None
     placement: Any = None
     image: Any = None
+    outlined: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -167,10 +170,21 @@ def _select(pipe: Any, sample: _Sample, maps: Mapping[str, Any]) -> FoundObjects
     masks, edits = sample.reading.mask_logits.float() / 8, sample.reading.edit_logits.float() / 8
     reading = replace(sample.reading, mask_logits=masks, edit_logits=edits)
     everything = {"score_threshold": 0.0, "fallback_threshold": 0.0, "presence_threshold": 1e-9}
-    return select_objects(
+    found = select_objects(
         reading, 0, sample.prompt, pipe.image_processor, sample.placement, calibration=maps,
-        duplicate_iou=pipe.config.duplicate_iou, mask_refinement=pipe.config.mask_refinement, image=sample.image, **everything,
+        duplicate_iou=pipe.config.duplicate_iou, **everything,
     )  # fmt: skip
+    assert found.proposals is not None
+    chosen = found.proposals.tolist()
+    new = [proposal for proposal in chosen if proposal not in sample.outlined]
+    if new:
+        reach = pipe.config.mask_refinement
+        drawn = outline_masks(pipe.image_processor, masks[0, new], sample.placement, sample.image, reach) > 0
+        sample.outlined |= zip(new, np.packbits(drawn.cpu().numpy(), axis=-1))
+    width = sample.placement.source[1]
+    for index, proposal in enumerate(chosen):
+        found.masks[index] = np.unpackbits(sample.outlined[proposal], axis=-1, count=width)
+    return found
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------
