@@ -102,6 +102,7 @@ def test_segment(standard, pipe, options):
         {},
         {"target": "the red circle", "num_images_per_prompt": 2, "preserve_background": False},
         {"region": Point(20, 20), "output_type": "np", "temperature": 0.0},
+        {"limit_tokens": False, "mask_guidance_scale": 0.0, "num_inference_steps": 1},
         {
             **{
                 "mask_image": disk_mask(*WIDE),
@@ -114,7 +115,7 @@ def test_segment(standard, pipe, options):
         },
         {"output_type": "latent", "guidance_scale": 1.0, "latents": torch.ones(1, 4, 12, 24)},
     ],
-    ids=["instruction", "target", "region", "mask", "latent"],
+    ids=["instruction", "target", "region", "switches", "mask", "latent"],
 )
 def test_edit(standard, pipe, options):
     image, text = picture(0, *WIDE), "replace it with a star"

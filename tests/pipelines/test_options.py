@@ -94,8 +94,13 @@ def test_guidance_and_given_noise_change_the_result(pipe):
     first = edit(pipe, latents=noise)
     assert difference(first, edit(pipe, latents=noise)) == 0
     assert difference(first, edit(pipe)) > 0
-    for option in ("guidance_scale", "mask_guidance_scale"):
-        assert difference(first, edit(pipe, latents=noise, **{option: 6.0})) > 0
+    for option in (
+        {"guidance_scale": 6.0},
+        {"mask_guidance_scale": 6.0},
+        {"mask_guidance_scale": 0.0},
+        {"limit_tokens": False},
+    ):
+        assert difference(first, edit(pipe, latents=noise, **option)) > 0, option
 
 
 @pytest.mark.parametrize("kind", [SDCFGCutoffCallback, SDXLCFGCutoffCallback])
