@@ -38,12 +38,13 @@ class StepRecorder:
         if shape not in self._warm:  # kernels are chosen and workspaces made, which cannot be recorded
             self._warm.add(shape)
             return step(*inputs)
-        if shape not in self._recorded:
-            self._recorded[shape] = _record(step, inputs)
-        graph, slots, out = self._recorded[shape]
-        for slot, value in zip(slots, inputs):
-            slot.copy_(value)
-        graph.replay()
+        with torch.cuda.device(inputs[0].device):  # a graph runs on the current device's stream
+            if shape not in self._recorded:
+                self._recorded[shape] = _record(step, inputs)
+            graph, slots, out = self._recorded[shape]
+            for slot, value in zip(slots, inputs):
+                slot.copy_(value)
+            graph.replay()
         return out
 
 
@@ -93,7 +94,7 @@ def _record(
 ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
     slots = [value.clone() for value in inputs]
     graph, stream = torch.cuda.CUDAGraph(), _stream(inputs[0].device)
-    stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         # Other threads may go on using the device: what they do is no part of it.
         graph.capture_begin(capture_error_mode="thread_local")
@@ -101,7 +102,7 @@ def _record(
             out = step(*slots)
         finally:
             graph.capture_end()
-    torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(stream)
     return graph, slots, out
 
 
