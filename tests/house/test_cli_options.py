@@ -51,7 +51,7 @@ FROZEN = {
         "--workers",
     ],
     "eval": [
-        *["--count", "--groups", "--output", "--pipeline", "--records", "--resume", "--tasks", "-o"],
+        *["--count", "--device", "--groups", "--output", "--pipeline", "--records", "--resume", "--tasks", "-o"],
         *["BENCHMARK", "--data", "--gallery", "--predictions", "--processes", "--protocol", "--split", "--split-by"],
         *["--clip-model", "--dino-model", "--fid-model", "--lpips-weights", "--pictures", *SAMPLING],
     ],

@@ -139,6 +139,7 @@ def evaluate(
     if count < 1 or batch_size < 1:
         raise ValueError(f"count is {count} and batch_size {batch_size}; give whole numbers from 1 up.")
     name = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
+    name = Path(name).name if os.path.isdir(name) else name  # where a folder lies is nobody's business
     if isinstance(pipeline, (str, os.PathLike)):
         if loader is None:
             raise TypeError(
