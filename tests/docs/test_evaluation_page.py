@@ -78,7 +78,7 @@ def test_commands(draws, page, place, root, loaded, monkeypatch, capsys):
     monkeypatch.chdir(place)
     load = cli._load_evaluated
     monkeypatch.setattr(
-        cli, "_load_evaluated", lambda folder: loaded[0] if loaded else loaded.append(load(folder)) or loaded[0]
+        cli, "_load_evaluated", lambda *at, **on: loaded[0] if loaded else loaded.append(load(*at, **on)) or loaded[0]
     )
     commands = re.findall(r"^diffusers-focus (eval .+)$", page, re.MULTILINE)
     assert {shlex.split(command)[1] for command in commands} == set(BENCHMARKS) - {
