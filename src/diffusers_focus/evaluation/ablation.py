@@ -164,7 +164,8 @@ class AblationTask:
             for seed in SEEDS
             for index, edit in edits
         ]
-        for arm in _arms(pipe):
+        arms = _arms(pipe)
+        for arm in arms:
             place, _, switch = arm.partition("_")
             options = SWITCHES.get(f"_{switch}" if switch else "", {})
             with _unplaced(pipe) if switch == "unplaced" else contextlib.nullcontext():
@@ -181,7 +182,7 @@ class AblationTask:
                 row[f"{arm}_composited_right"] = float(is_right(kept_outside, truth))
                 row[f"{arm}_composited_psnr"] = psnr(kept_outside, truth.truth, truth.inside)
         for row in rows:
-            for arm in _arms(pipe):
+            for arm in arms:
                 row[f"own_minus_{arm}"] = row["own_right"] - row[f"{arm}_right"]
         self.arms += rows
 
