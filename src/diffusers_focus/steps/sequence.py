@@ -475,23 +475,22 @@ def feed(
     watched = model._forward_pre_hooks or model._forward_hooks  # a graph cannot hold somebody else's code
     short = embeds.shape[1] <= LONGEST
     compiled = is_compiled(model) and short and not watched
-    mask: Any = cache.take(embeds.shape[1], new, whole=compiled or (recorder is not None and short))
+    recorder = recorder if short else None
+    mask: Any = cache.take(embeds.shape[1], new, whole=compiled or recorder is not None)
+    # As it is: the model makes none of its own.
+    as_it_is = model.config._attn_implementation == "sdpa" and not model.has_sliding_layers
+    if not as_it_is and mask is not None:
+        mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
 
     def run(embeds: torch.Tensor, mask: Any, positions: torch.Tensor) -> torch.Tensor:
+        mask = {"full_attention": mask} if as_it_is else mask
         out = model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
         return out.last_hidden_state
 
-    if recorder is not None and short:
-        with unplanned_attention(embeds.device):
-            return recorder(lambda x, seen, at: run(x, {"full_attention": seen}, at), embeds, mask, positions)
-    if model.config._attn_implementation == "sdpa" and not model.has_sliding_layers:
-        mask = {"full_attention": mask}  # as it is: the model makes none of its own
-    elif mask is not None:
-        mask = mask[:, 0, -1].long()  # which slots are in use: none after the last of this step is
     with nullcontext() if compiled else uncompiled(model), unplanned_attention(embeds.device):
-        return run(embeds, mask, positions)
+        return recorder(run, embeds, mask, positions) if recorder else run(embeds, mask, positions)
 
 
 def extend(
