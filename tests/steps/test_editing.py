@@ -25,6 +25,7 @@ from diffusers_focus.steps.editing import (
     edit_places,
     edit_prompts,
     generation_codes,
+    told,
 )
 from diffusers_focus.steps.encode import source_codes
 from diffusers_focus.steps.sampling import GREEDY
@@ -265,6 +266,51 @@ def test_the_object_of_every_instruction_of_the_world_has_its_words():
         expected = None if edit.edit_kind == "background" else edit.target_text
         assert composite.object_phrase(edit.instruction) == expected
     assert kinds == set(EDIT_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "keeps"),
+    [
+        ("make the star red", True),
+        ("Make it  striped.", True),
+        ("paint the square left of the orange cross green!", True),
+        ("make the star larger", False),
+        ("make the star a circle", False),
+        ("make it into a circle", False),
+        ("change the star to a circle", False),
+        ("replace the star with a circle", False),
+        ("remove the star", False),
+        ("make the background blue", False),
+        ("make everything red", False),
+        ("add a hat", False),
+    ],
+)
+def test_instructions_that_keep_an_outline(instruction, keeps):
+    assert composite.keeps_outline(instruction) is keeps
+
+
+def test_of_the_world_other_colours_and_fills_keep_an_outline():
+    kept = {True: set(), False: set()}
+    for seed in range(200):
+        edit = edit_sample(sample_scene(seed))
+        kept[composite.keeps_outline(edit.instruction)].add(edit.edit_kind)
+    assert kept[True] == {"recolour", "fill"} and kept[False] == set(EDIT_KINDS) - kept[True]
+
+
+def test_an_outline_is_known_where_the_object_was_found():
+    disk, nothing = disk_mask(), np.zeros((64, 64), dtype=bool)
+    same, other = "make the disk red", "replace the disk with a star"
+    around = composite.grow_mask(disk, 3)
+    for prompt, about, known in (
+        (EditPrompt(0, same), disk, True),
+        (EditPrompt(0, same, mask=around), disk, True),  # both come from an earlier call
+        (EditPrompt(0, same, mask=disk), disk, False),  # given: it may be drawn roughly
+        (EditPrompt(0, same), nothing, False),
+        (EditPrompt(0, other), disk, False),
+    ):
+        (one,) = told([prompt], [about[None]])
+        assert one.keeps_outline is known
+        np.testing.assert_array_equal(one.about, about)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from diffusers_focus import Box, Mask, Point
 from diffusers_focus.processing.images import Placement
 from diffusers_focus.steps.editing import EditPrompt, edit_codes
 from diffusers_focus.steps.encode import source_codes
-from diffusers_focus.steps.joint_edits import cell_owners, drawing_rounds
+from diffusers_focus.steps.joint_edits import cell_owners, drawing_rounds, joint_codes
 from diffusers_focus.steps.sampling import GREEDY
 
 from tests.tiny import SIZE, disk_mask, picture, seeded, shared_pipeline
@@ -73,6 +73,21 @@ def test_edits_that_lie_apart_have_the_codes_each_has_alone(pipe, seen):
         expected = torch.where(owners == 0, alone[0][level], torch.where(owners == 1, alone[1][level], own[level][1]))
         assert torch.equal(joint[level], expected)
     assert any((one != other[1]).any() for one, other in zip(joint, own))
+
+
+@torch.no_grad()
+def test_the_outline_of_what_was_edited_before_is_not_known(pipe, seen):
+    asked: list[bool] = []
+
+    def write(encoding, prompts, masks, **options):
+        asked.extend(prompt.keeps_outline for prompt in prompts)
+        return edit_codes(pipe, encoding, prompts, masks, semantic=GREEDY, pixel=GREEDY)
+
+    for masks, known in ((APART, [True, True]), (OVER, [True, False])):
+        prompts = [EditPrompt(0, "make it red", about=mask, picture=0, keeps_outline=True) for mask in masks]
+        joint_codes(write, pipe, seen, prompts, masks)
+        assert asked == known
+        asked.clear()
 
 
 @torch.no_grad()

@@ -405,7 +405,8 @@ def test_instance_embeddings_learn_from_pairs_of_frames():
 
 
 @torch.no_grad()
-def test_codes_are_learned_from_the_states_that_they_are_written_from():
+@pytest.mark.parametrize("keeps", [False, True])
+def test_codes_are_learned_from_the_states_that_they_are_written_from(keeps):
     """The first choices after what an edit has written are what it wrote: training guides as writing does."""
     here = objective({**EDITS, "history_noise": 0.0})
     parts_ = here.components
@@ -413,6 +414,7 @@ def test_codes_are_learned_from_the_states_that_they_are_written_from():
     prompt = batch.codes[0]
     prompt.about = prompt.change.clone()
     prompt.about[..., : prompt.about.shape[-1] // 2] = 0
+    prompt.keeps_outline = keeps
     encoding = encode_tensors(parts_, batch.pixel_values)
     semantic, pixel = here._all_codes(batch, encoding)
     inside = here._inside(prompt, (semantic.shape[-2:], pixel.shape[-2:]))
@@ -425,7 +427,7 @@ def test_codes_are_learned_from_the_states_that_they_are_written_from():
     )
     row = suffix_row(here.context, prompt.parts[: _tag(here, prompt)])
     prefix = encode_prefix(parts_, here.context, encoding)
-    guide = cell_guide(parts_, prompt.about, prompt.change, grammar.pixel_grid)
+    guide = cell_guide(parts_, prompt.about, prompt.change, grammar.pixel_grid, [keeps])
     arguments = (parts_, prefix, [row], [0], grammar)
     ids = write_codes(*arguments, semantic=GREEDY, pixel=GREEDY, template=template, guide=guide)
     assert not torch.equal(ids, write_codes(*arguments, semantic=GREEDY, pixel=GREEDY, template=template))
@@ -449,6 +451,16 @@ def _tag(here: LanguageObjective, prompt: Any) -> int:
     """How many segments of an edit prompt stand before its image block."""
     question = here.context.style.suffix(EDIT, text="x", height_width=(SIZE, SIZE))
     return len(here.context.segments(question))
+
+
+def test_other_colours_and_fills_keep_the_outline_of_what_they_are_about():
+    here = objective({**EDITS, "edits": 3.0})
+    prompts = [prompt for step in range(6) for prompt in here.batch(step).codes if prompt.outline is not None]
+    kept = [prompt for prompt in prompts if prompt.keeps_outline]
+    assert kept and len(kept) < len(prompts)
+    for prompt in kept:
+        both = (prompt.about > 0) & (prompt.outline > 0)
+        assert both.sum() > 0.8 * ((prompt.about > 0) | (prompt.outline > 0)).sum()
 
 
 def test_outlines_are_those_of_the_cells_that_are_written():

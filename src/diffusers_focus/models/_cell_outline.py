@@ -47,6 +47,18 @@ def cell_points(away: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
     return torch.stack(found, dim=-1)
 
 
+def cell_coverage(masks: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """What share of the points of every cell masks cover: float32 [B, rows * columns, POINTS * POINTS], row by row.
+
+    Args:
+        masks: [B, 1, H, W] in 0..1 on the canvas.
+        grid: rows and columns of the tokens.
+    """
+    rows, columns = grid
+    points = F.adaptive_avg_pool2d(masks.float(), (rows * POINTS, columns * POINTS))
+    return F.unfold(points, POINTS, stride=POINTS).mT
+
+
 class CellOutline(nn.Module):
     """State and place of a cell -> logits of its points: will the thing cover them?
 

@@ -204,7 +204,7 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
             if frame.edit_mask.any():
                 generator.set_state(state)
                 seen = last.of(frame.image) or frame.image
-                image = self._edit_frame(seen, prompt, frame.edit_mask, generator, options)
+                image = self._edit_frame(seen, prompt, EditPlace(frame.mask[None], frame.edit_mask), generator, options)
                 frame = replace(frame, image=image)
             yield frame
 
@@ -212,7 +212,7 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
         self,
         image: Image.Image | FocusImageEncoding,
         prompt: str,
-        edit_mask: np.ndarray,
+        place: EditPlace,
         generator: torch.Generator,
         options: dict[str, Any],
     ) -> Image.Image:
@@ -220,7 +220,7 @@ class FocusEditClipMixin(FocusClipMixin, FocusEditMixin):
         bars = getattr(self, "_progress_bar_config", {})
         self.set_progress_bar_config(**{**bars, "disable": True})
         try:
-            return self(prompt=prompt, image=image, mask_image=edit_mask, generator=generator, **options).images[0]
+            return self(prompt=prompt, image=image, mask_image=place, generator=generator, **options).images[0]
         finally:
             self.set_progress_bar_config(**bars)
 

@@ -37,9 +37,10 @@ _OBJECT = re.compile(
     r")",
     re.IGNORECASE,
 )
-_NO_OBJECT = re.compile(
-    r"\b(background|scene|image|picture|photo|photograph|everything|it|them|this|that)\b", re.IGNORECASE
-)
+_WHOLE = "background|scene|image|picture|photo|photograph|everything"
+_NO_OBJECT = re.compile(rf"\b({_WHOLE}|it|them|this|that)\b", re.IGNORECASE)
+# Made into something ("the star a" circle) rather than to look otherwise ("the star" red), or no single thing.
+_BECOMES = re.compile(rf"\b({_WHOLE})\b|.\b(an?|the|into|to)$", re.IGNORECASE)
 
 
 def object_phrase(instruction: str) -> str | None:
@@ -55,6 +56,13 @@ def object_phrase(instruction: str) -> str | None:
 def needs_box(instruction: str) -> bool:
     """Whether an instruction replaces, reshapes or resizes, so that the edit may leave the outline of its object."""
     return _NEW_OUTLINE.search(instruction) is not None
+
+
+def keeps_outline(instruction: str) -> bool:
+    """Whether the words say that an object stays where it is, as large as it is, and only looks otherwise ("make the star red")."""
+    found = _OBJECT.fullmatch(" ".join(instruction.split()).rstrip(".!"))
+    made = found["made"] if found else None
+    return made is not None and _BECOMES.search(made) is None and not needs_box(instruction)
 
 
 def relative_radius(share: float, height: int, width: int) -> int:

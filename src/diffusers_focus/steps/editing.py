@@ -32,7 +32,7 @@ from .arguments import (
     spread,
     token_sampling,
 )
-from .composite import grow_mask, latent_masks, needs_box, object_phrase, place_on_grid, relative_radius
+from .composite import grow_mask, keeps_outline, latent_masks, needs_box, object_phrase, place_on_grid, relative_radius
 from .encode import Components, FocusImageEncoding, LoadedImages, embed_regions, source_codes, wake
 from .guidance import cell_guide, guiding
 from .joint_edits import edits_by_picture, joint_codes
@@ -63,6 +63,7 @@ class EditPrompt:
             order. None is a picture of its own.
         joint: whether the instruction stood in a list of edits of one picture.
         about: bool [height, width], what the edit was found to be about; None where only `mask` is known.
+        keeps_outline: whether it leaves the outline of that, and `about` shows it.
     """
 
     image: int
@@ -75,6 +76,7 @@ class EditPrompt:
     picture: int | None = None
     joint: bool = False
     about: np.ndarray | None = None
+    keeps_outline: bool = False
 
     @property
     def slots(self) -> tuple[np.ndarray, ...]:
@@ -213,6 +215,9 @@ def _edit_prompt(
     """One edit of an image of `size`."""
     pointed = pointed_regions(region)
     regions = tuple(one.rasterize(*size) for one in pointed)
+    about = None
+    if isinstance(mask_image, EditPlace):  # found by an earlier call, as in a clip
+        about, mask_image = mask_image.masks.any(axis=0), mask_image.edit_mask
     mask = edit_mask(mask_image, size)
     if mask is None and not can_segment(components, settings):
         if target is not None or any(isinstance(one, (Point, Scribble, Strokes)) for one in pointed):
@@ -227,6 +232,7 @@ def _edit_prompt(
         mask=mask,
         region_slots=settings.edit_regions_trained,
         strokes=StrokeMasks.of(pointed, size),
+        about=about,
     )
 
 
@@ -253,7 +259,7 @@ def edit_place(
     """
     if prompt.mask is not None:
         mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
-        return EditPlace(prompt.mask[None], mask)
+        return EditPlace((prompt.mask if prompt.about is None else prompt.about)[None], mask)
     assert found is not None
     mask, reshaped = found.masks.any(axis=0), needs_box(prompt.instruction)
     boxed = reshaped
@@ -336,7 +342,13 @@ def edit_places(
 
 def told(prompts: Sequence[EditPrompt], masks: Sequence[np.ndarray]) -> list[EditPrompt]:
     """The edits with what they were found to be about: bool [objects, height, width] each."""
-    return [replace(prompt, about=found.any(axis=0)) for prompt, found in zip(prompts, masks, strict=True)]
+    known = []
+    for prompt, found in zip(prompts, masks, strict=True):
+        about = found.any(axis=0)
+        # A mask from outside need not be the object's outline.
+        own = about.any() and not (prompt.mask is not None and np.array_equal(about, prompt.mask))
+        known.append(replace(prompt, about=about, keeps_outline=bool(own) and keeps_outline(prompt.instruction)))
+    return known
 
 
 def drawing(
@@ -503,7 +515,7 @@ def _write_edits(
     if guiding(components) is not None:
         about = [mask if prompt.about is None else prompt.about for prompt, mask in zip(prompts, edit_masks)]
         placed = (latent_masks(encoding, images.tolist(), masks, size) for masks in (about, edit_masks))
-        guide = cell_guide(components, *placed, grammar.pixel_grid)
+        guide = cell_guide(components, *placed, grammar.pixel_grid, [prompt.keeps_outline for prompt in prompts])
     kept = guidance_scale if kept_guidance_scale is None else kept_guidance_scale
     scales = [guidance_scale if needs_box(prompt.instruction) else kept for prompt in prompts]
     wake(components, "language_model")

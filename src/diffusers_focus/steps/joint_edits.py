@@ -123,7 +123,8 @@ def joint_codes(
             pictures = sorted({picture_of[row] for row in rows})
             changed = [_union(masks, groups[picture], drawn) for picture in pictures]
             seen = _redrawn(components, encoding, images.tolist(), pictures, changed, codes)
-            now = [replace(prompts[row], image=pictures.index(picture_of[row])) for row in rows]
+            # What it is about may have another outline by now.
+            now = [replace(prompts[row], image=pictures.index(picture_of[row]), keeps_outline=False) for row in rows]
         written = write(
             seen,
             [replace(one, picture=None) for one in now],

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..models._cell_outline import POINTS
+from ..models._cell_outline import cell_coverage
 from ..processing.grammar import VisualTokenGrammar
 from ..processing.masks import resample_mask
 from ..steps.encode import FocusImageEncoding, encode_tensors
-from ..steps.guidance import guiding
+from ..steps.guidance import guiding, seen_outlines
 from ..steps.sequence import SuffixBatch, encode_prefix, suffix_row
 from ..steps.visual_tokens import fed_positions
 from .language_data import CodePrompt, LanguageBatch
@@ -142,7 +142,14 @@ class CodeTerms(PromptReader):
         places = conditioner.places(about, changes, grammar.pixel_grid)
         states, places = hidden[at, read], places[at.to(places.device), cell.to(places.device)]
         outlines = conditioner.outlines(states, places)
-        guided = conditioner.guide(states, places, outlines)
+        shown = outlines
+        if outlines is not None and any(p.keeps_outline for p in prompts):
+            kept = torch.tensor([p.keeps_outline for p in prompts])[at].to(outlines.device)
+            own = seen_outlines(about, grammar.pixel_grid).to(outlines)[
+                at.to(outlines.device), cell.to(outlines.device)
+            ]
+            shown = torch.where(kept[:, None], own, outlines)
+        guided = conditioner.guide(states, places, shown)
         if outlines is not None:
             self._outlines(outlines, at, cell, prompts, grammar, terms, figures)
         return hidden.index_put((at.to(hidden.device), read.to(hidden.device)), guided.to(hidden.dtype))
@@ -152,10 +159,9 @@ class CodeTerms(PromptReader):
         known = torch.tensor([p.outline is not None for p in prompts])[at]
         if not known.any():
             return
-        rows, columns = grammar.pixel_grid
-        blank = torch.zeros(1, 1, rows * POINTS, columns * POINTS)
-        truths = [blank if p.outline is None else F.adaptive_avg_pool2d(p.outline, blank.shape[-2:]) for p in prompts]
-        cells = F.unfold(torch.cat(truths), POINTS, stride=POINTS).mT  # [R, cells, points]
+        blank = torch.zeros(1, 1, *grammar.pixel_grid)
+        truths = [cell_coverage(blank if p.outline is None else p.outline, grammar.pixel_grid) for p in prompts]
+        cells = torch.cat(truths)  # [R, cells, points]
         wanted = cells[at[known], cell[known]].to(outlines.device)
         logits = outlines[known.to(outlines.device)].float()
         terms.add("outline", F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1))

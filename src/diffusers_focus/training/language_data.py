@@ -43,6 +43,7 @@ from ..processing.prompts import (
     Segment,
     build_answer,
 )
+from ..steps.composite import keeps_outline
 from ..steps.segment import EXPLANATION_END
 from .batches import SceneBatch, scene_batch, to_pixel_values
 
@@ -98,6 +99,7 @@ class CodePrompt:
         seed: of the noise in what is read instead of the true history.
         about: float [1, 1, S, S], what the edit is about, roughly; None takes `change` for it, or the whole picture.
         outline: float [1, 1, S, S], what is drawn instead, nothing where that is taken away; None where it is not known.
+        keeps_outline: whether the words leave the outline of `about`, which is then not foreseen (`EditPrompt.keeps_outline`).
     """
 
     image: int
@@ -107,6 +109,7 @@ class CodePrompt:
     seed: int = 0
     about: torch.Tensor | None = None
     outline: torch.Tensor | None = None
+    keeps_outline: bool = False
 
 
 @dataclass
@@ -418,12 +421,22 @@ def _add_edit(draft, image: int, scene: Scene, rendered: Rendered, edit, mixture
         parts = draft.style.suffix(EDIT, text=text, height_width=draft.size, answer=answer)
         change = _change(scene, edit, draft.size[0], rng)
         noise = _noise_seed(rng)
+        about, outline = _about(rendered, edit, noise), _outline(result, edit)
         draft.codes.append(
             CodePrompt(
-                *(image, parts, len(draft.targets) - 1, change, noise, _about(rendered, edit, noise)),
-                outline=_outline(result, edit),
+                *(image, parts, len(draft.targets) - 1, change, noise, about),
+                outline=outline,
+                keeps_outline=_alike(about, outline) and keeps_outline(text),
             )
         )
+
+
+def _alike(about: torch.Tensor | None, outline: torch.Tensor | None) -> bool:
+    """Whether what an edit is about shows what it draws as well as a mask that was found."""
+    if about is None or outline is None:
+        return False
+    first, second = about > 0, outline > 0
+    return bool((first & second).sum() > 0.8 * (first | second).sum())
 
 
 def _outline(result: Rendered, edit: Edit) -> torch.Tensor | None:

@@ -36,6 +36,7 @@ from ..processing.prompts import (
     build_answer,
 )
 from ..processing.vocabulary import CHAT_TOKENS
+from ..steps.composite import keeps_outline
 from ..steps.sequence import FocusContext
 from .language_data import NO_TARGET, CodePrompt, LanguageBatch, MaskPrompt, Mixture, TextPrompt
 from .trainer import StageRecipe
@@ -404,7 +405,8 @@ class _View:
             return
         parts = self.style.suffix(EDIT, text=query.text, height_width=self.part.size, answer=build_answer(EDIT))
         self.batches.check(parts)
-        prompt = CodePrompt(self.image, parts, -1, cells, seed, about)
+        keeps = about is not None and keeps_outline(query.text)
+        prompt = CodePrompt(self.image, parts, -1, cells, seed, about, keeps_outline=keeps)
         self.part.codes.append(prompt)
         self.part.results.append((prompt, result))
 
