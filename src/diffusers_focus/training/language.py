@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..data.edits import Edit, sample_edit
 from ..data.world import Scene
@@ -25,7 +26,7 @@ from ..steps.sequence import condition_states, encode_prefix, slot_states, suffi
 from .attention import use_grouped_attention
 from .code_terms import CodeTerms
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
-from .language_data import LanguageBatch, MaskPrompt, draw_batch
+from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
 from .losses import identity_loss, mask_iou, mask_loss, selection_loss
 from .matcher import match
 from .sample_data import SampleBatches
@@ -49,13 +50,19 @@ WEIGHTS = {
 
 
 class LanguageObjective(CodeTerms):
-    """Joint objective of stages 2, 3 and 4 (without the UNet); `recipe.options["mixture"]` says what is asked."""
+    """Joint objective of stages 2, 3 and 4 (without the UNet); `recipe.options["mixture"]` says what is asked.
+
+    `recipe.options["pictures_at_once"]` bounds the memory of a large batch: it is drawn in parts of at most so many pictures, and
+    what a part computes is forgotten until its gradients are due, then computed again (Chen et al. 2016). A third more time; the
+    step is that of as many processes with a part each. Samples from files come in parts of one size each, however many they are.
+    """
 
     def __init__(self, components: Any, recipe: StageRecipe):
         super().__init__(components, recipe)
         self.size = recipe.options.get("size", 128)
         self.slots = components.mask_decoder.config.num_slots
         self.processes = recipe.options.get("processes", 1)
+        self.parts = parts_of(recipe.batch_size, recipe.options.get("pictures_at_once"))
         self.samples = None
         if recipe.options.get("data"):
             self.samples = SampleBatches.of(components, recipe)
@@ -129,16 +136,15 @@ class LanguageObjective(CodeTerms):
             return self.samples.draw(step)
         if step // self.processes % recipe.options.get("masks_every", 1):
             mixture = replace(mixture, referring=0, often=(), generalized=0, regions=0, classes=0, edit_masks=0)
-        drawn = draw_batch(
-            self.context.style,
-            mixture,
-            recipe.seed,
-            step,
-            recipe.batch_size,
-            size=self.size,
-            draw_edit=self.draw_edit,
-        )
-        # Tokenised where it is drawn: workers have the time for it that an accelerator would wait.
+        if self.parts == 1:
+            return self._draw(mixture, step)
+        return [self._draw(mixture, step * self.parts + i) for i in range(self.parts)]
+
+    def _draw(self, mixture: Mixture, number: int) -> LanguageBatch:
+        """Pictures and prompts of the world, tokenised here: workers have the time for it that an accelerator would wait."""
+        pictures = self.recipe.batch_size // self.parts
+        style, seed = self.context.style, self.recipe.seed
+        drawn = draw_batch(style, mixture, seed, number, pictures, size=self.size, draw_edit=self.draw_edit)
         for prompt in (*drawn.texts, *drawn.masked, *drawn.codes):
             prompt.parts = self.context.segments(prompt.parts)
         return drawn
@@ -153,9 +159,19 @@ class LanguageObjective(CodeTerms):
 
     def loss(self, batch: LanguageBatch | Sequence[LanguageBatch], step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Weighted sum of the terms that this batch has, each a mean over the parts and processes that share the step."""
-        terms, figures = Terms(next(self.components.vision_encoder.parameters()).device), Figures()
+        device = next(self.components.vision_encoder.parameters()).device
+        terms, figures = Terms(device), Figures()
+
+        def of_part(part: LanguageBatch) -> tuple[Terms, Figures]:
+            own = Terms(device), Figures()
+            self._part_loss(part, *own)
+            return own
+
         for part in self._parts(batch):
-            self._part_loss(part, terms, figures)
+            again = self.parts > 1 and torch.is_grad_enabled()
+            own = checkpoint(of_part, part, use_reentrant=False) if again else of_part(part)
+            terms.join(own[0])
+            figures.join(own[1])
         if self.samples is not None:
             figures.add("skipped", float(self.samples.left_out), 1)
         return terms.total(WEIGHTS), {**figures.means(), **terms.means()}
@@ -356,6 +372,21 @@ class LanguageObjective(CodeTerms):
                 figures.add(f"miou_{kind}", reached[i], 1)
                 if prompt.region is None:
                     figures.add(f"r_{prompt.kind}", reached[i], 1)
+
+
+def parts_of(pictures: int, at_once: int | None) -> int:
+    """The fewest parts of equal size that `pictures` come in with at most `at_once` in each; 1 without a bound.
+
+    Raises:
+        ValueError: a bound that is no positive whole number.
+    """
+    if at_once is None:
+        return 1
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise ValueError(
+            f"pictures_at_once is {at_once!r}; pass a whole number of pictures, 1 or more, or leave it out for whole batches"
+        )
+    return next(n for n in range(-(-pictures // at_once), pictures + 1) if pictures % n == 0)
 
 
 def _objects(batch: LanguageBatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

@@ -20,9 +20,9 @@ SKIPPED = "skipped.json"  # what a run over files has left out so far
 FIXED = ("name", "objective", "groups", "options")
 OPTIONS = frozenset(
     """adversarial_start adversarial_weight adversarial_width crop data edge_weight edits grow initialize initialize_codes
-    keep_codes kl_weight map_drop mask_drop masks_every match_scale max_tokens mixture mse_weight noise_samples
-    noise_tokens object_weight outline_dim perceptual_weight pixel_drop pixel_tokens prompts resolution_index semantic_drop
-    semantic_noise size twins vectors""".split()
+    keep_codes kl_weight map_drop mask_drop masks_every match_scale max_tokens mixture mse_weight noise_samples noise_tokens
+    object_weight outline_dim perceptual_weight pictures_at_once pixel_drop pixel_tokens prompts resolution_index
+    semantic_drop semantic_noise size twins vectors""".split()
 )
 """What objectives read from a recipe's options; a slip of the pen is told instead of trained without."""
 

@@ -28,6 +28,12 @@ class Terms:
         if weight == 1.0:
             self._counts[name] = self._counts.get(name, 0) + number
 
+    def join(self, other: Terms) -> None:
+        """Take what another part of the batch has."""
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + other._counts.get(name, 0)
+
     def means(self) -> dict[str, float]:
         """Each term as this process alone has it."""
         return {name: float(value.detach()) / max(1, self._counts[name]) for name, value in self._sums.items()}
@@ -51,6 +57,11 @@ class Figures:
         here = self._sums.setdefault(name, [0.0, 0])
         here[0] += total
         here[1] += count
+
+    def join(self, other: Figures) -> None:
+        """Take what another part of the batch has."""
+        for name, (total, count) in other._sums.items():
+            self.add(name, total, count)
 
     def means(self) -> dict[str, float]:
         """Each figure as this process alone has it."""
