@@ -9,7 +9,6 @@ import torch
 
 from diffusers_focus.training.language import LanguageObjective, parts_of
 from diffusers_focus.training.stages import get_stage
-from diffusers_focus.training.trainer import Trainer
 
 from tests.training.test_language import EVERYTHING, RECIPE, SIZE, parts
 
@@ -74,21 +73,6 @@ def test_parts_are_the_draws_of_as_many_processes():
             assert bool(part.masked) == bool(other.masked) == (step == 0)
     first, second = parted.batch(0)
     assert not torch.equal(first.pixel_values, second.pixel_values)
-
-
-def test_a_run_in_parts_takes_the_steps_of_the_whole(tmp_path):
-    weights = []
-    for number in (1, 2):
-        objective = objective_of(batch_size=2, steps=2, options={"vectors": 2.0})
-        if number == 2:
-            objective.parts = 1
-            drawn = objective_of(batch_size=2).batch
-            objective.batch = lambda step, drawn=drawn: drawn(step)
-        trainer = Trainer(objective.recipe, objective, tmp_path / str(number), cpu=True)
-        assert trainer.run(progress=False)
-        weights.append(trainer.parameters)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)
 
 
 def test_batches_come_in_equal_parts_as_few_as_can_be():

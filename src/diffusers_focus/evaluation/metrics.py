@@ -301,11 +301,12 @@ def ratio(
     tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
     value = float(tops.sum() / bottoms.sum())
     rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        weights = np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows))
-        below = float(weights @ bottoms)
-        if below > 0:
-            drawn.append(float(weights @ tops) / below)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if drawn else (value, value)
+    drawn: list[np.ndarray] = []
+    at_once = max(1, 2**20 // len(rows))  # in memory; the draws are the same however many come at once
+    for start in range(0, resamples, at_once):
+        picked = rng.integers(len(rows), size=(min(at_once, resamples - start), len(rows)))
+        below = bottoms[picked].sum(1)
+        drawn.append(tops[picked].sum(1)[below > 0] / below[below > 0])
+    every = np.concatenate(drawn)
+    low, high = np.quantile(every, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(every) else (value, value)
     return Figure(value, float(low), float(high), len(top))
