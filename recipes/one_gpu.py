@@ -63,8 +63,13 @@ def rank(options: argparse.Namespace) -> None:
     barrier = dist.barrier
     dist.barrier = lambda *_, **__: barrier()  # accelerate names a device, which gloo refuses
     from diffusers_focus.training.run import run_stage
+    from diffusers_focus.training.stages import get_stage
 
     changes: dict[str, Any] = dict(options.overrides)
+    if (
+        "pictures_at_once" in get_stage(options.stage).options
+    ):  # the bound of a processor's memory: each process has its share here
+        changes.setdefault("pictures_at_once", None)
     if options.pictures:
         changes["batch_size"] = options.pictures * options.processes
 

@@ -85,4 +85,4 @@ def test_batches_come_in_equal_parts_as_few_as_can_be():
 
 def test_the_stages_of_large_batches_come_in_parts():
     for name, stage in ((name, get_stage(name)) for name in ("3-drawn", "3-redrawn")):
-        assert parts_of(stage.batch_size, stage.options["pictures_at_once"]) == 7, name
+        assert parts_of(stage.batch_size, stage.options["pictures_at_once"]) == 21, name

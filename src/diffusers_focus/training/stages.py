@@ -278,7 +278,7 @@ STAGES: dict[str, StageRecipe] = {
                 "mixture": DRAWN,
                 "masks_every": 4,
                 "vectors": 2.0,
-                "pictures_at_once": 24,
+                "pictures_at_once": 8,
                 "grow": {"num_hidden_layers": 8, "intermediate_size": 1024},
                 "outline_dim": 192,
             },
@@ -292,7 +292,7 @@ STAGES: dict[str, StageRecipe] = {
             decay_fraction=0.58,
             warmup_steps=30,
             seed=83,
-            options={"mixture": REDRAWN, "masks_every": 4, "vectors": 2.0, "pictures_at_once": 24},
+            options={"mixture": REDRAWN, "masks_every": 4, "vectors": 2.0, "pictures_at_once": 8},
         ),
         StageRecipe(
             name="3-identities",
