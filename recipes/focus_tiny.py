@@ -11,11 +11,12 @@ Command:   make tiny                                  (every stage, then pipelin
 Hardware:  two CPU cores with AVX-512 BF16 (without it float32 is used, about half as fast); each stage uses one thread, independent
            stages may run side by side.
 Hours:     16.5 core-hours for the published stages without 3-drawn and 3-redrawn (sum of the records; 3-all shared its core), and
-           six minutes of a GPU for each of these two (recipes/one_gpu.py), 44,000 and 39,000 pictures. On two cores alone they have
-           not run: 2 pictures a second would be six hours each, and a step of 168 pictures in one process needs more than 24 GB
-           (`--pictures` of recipes/one_gpu.py is the share of each process). Stage 3 takes an hour and a half on two
-           cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every other an hour or less,
-           and each can be stopped at any time.
+           six minutes of a GPU for each of these two (recipes/one_gpu.py), 44,000 and 39,000 pictures. Two cores alone need 10 GB
+           for them and some thirty hours each, in as many parts as one likes: on an AMD EPYC without BF16 a step with masks, one
+           of four, took 10 to 11 minutes of both cores, and one without about half. They have not run to their end there; every
+           stage for a step or two, published and calibrated, has (`--rehearse`, a fresh clone, 28 November 2026). Stage 3 takes an
+           hour and a half on two cores, 3-guided two hours, 3-all two hours on one, 3-found an hour on two, every other an hour or
+           less, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
            What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late): docs/design.md,
            "State of focus-tiny".

@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusers_focus.training.language import LanguageObjective, parts_of
+from diffusers_focus.data.folders import write_records
+from diffusers_focus.data.world_samples import world_records
+from diffusers_focus.training.batches import parts_of
+from diffusers_focus.training.language import LanguageObjective
 from diffusers_focus.training.stages import get_stage
 
 from tests.training.test_language import EVERYTHING, RECIPE, SIZE, parts
@@ -73,6 +76,21 @@ def test_parts_are_the_draws_of_as_many_processes():
             assert bool(part.masked) == bool(other.masked) == (step == 0)
     first, second = parted.batch(0)
     assert not torch.equal(first.pixel_values, second.pixel_values)
+
+
+def test_samples_from_files_come_in_parts_too(tmp_path):
+    write_records(tmp_path / "samples.jsonl", world_records(tmp_path, range(4), size=SIZE, num_questions=2))
+    options = {"mixture": EVERYTHING, "data": [(str(tmp_path), 1.0)]}
+    components = parts()
+    recipe = replace(RECIPE, batch_size=4, options=options)
+    whole = LanguageObjective(components, recipe)
+    parted = LanguageObjective(components, replace(recipe, options={**options, "pictures_at_once": 2}))
+    together, apart = whole.batch(0), parted.batch(0)
+    assert [len(part.pixel_values) for part in together if part.masks] == [4]
+    assert [len(part.pixel_values) for part in apart if part.masks] == [2, 2]
+    losses = [objective.loss(batch, 0) for objective, batch in ((whole, together), (parted, apart))]
+    assert losses[1][0].item() == pytest.approx(losses[0][0].item(), rel=2e-5)
+    assert losses[1][1]["bce"] == pytest.approx(losses[0][1]["bce"], rel=1e-4)
 
 
 def test_batches_come_in_equal_parts_as_few_as_can_be():

@@ -15,6 +15,21 @@ FIRST_HELD_OUT_SEED = 1_000_000
 SEED_SPACE = FIRST_HELD_OUT_SEED  # training seeds are 0 .. 999,999, as data/world.py's contract demands
 
 
+def parts_of(pictures: int, at_once: int | None) -> int:
+    """The fewest parts of equal size that `pictures` come in with at most `at_once` in each; 1 without a bound.
+
+    Raises:
+        ValueError: a bound that is no positive whole number.
+    """
+    if at_once is None:
+        return 1
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise ValueError(
+            f"pictures_at_once is {at_once!r}; pass a whole number of pictures, 1 or more, or leave it out for whole batches"
+        )
+    return next(n for n in range(-(-pictures // at_once), pictures + 1) if pictures % n == 0)
+
+
 @dataclass
 class SceneBatch:
     """Scenes with their pictures.

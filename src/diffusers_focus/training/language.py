@@ -24,6 +24,7 @@ from ..steps.encode import FocusImageEncoding, FocusMixedEncoding, encode_inputs
 from ..steps.guidance import guiding
 from ..steps.sequence import condition_states, encode_prefix, slot_states, suffix_row
 from .attention import use_grouped_attention
+from .batches import parts_of
 from .code_terms import CodeTerms
 from .initialize import initialize_code_rows, initialize_copy_heads, match_token_scale
 from .language_data import LanguageBatch, MaskPrompt, Mixture, draw_batch
@@ -54,7 +55,7 @@ class LanguageObjective(CodeTerms):
 
     `recipe.options["pictures_at_once"]` bounds the memory of a large batch: it is drawn in parts of at most so many pictures, and
     what a part computes is forgotten until its gradients are due, then computed again (Chen et al. 2016). A third more time; the
-    step is that of as many processes with a part each. Samples from files come in parts of one size each, however many they are.
+    step is that of the whole. Samples from files come in parts of one size each, which it divides further.
     """
 
     def __init__(self, components: Any, recipe: StageRecipe):
@@ -372,21 +373,6 @@ class LanguageObjective(CodeTerms):
                 figures.add(f"miou_{kind}", reached[i], 1)
                 if prompt.region is None:
                     figures.add(f"r_{prompt.kind}", reached[i], 1)
-
-
-def parts_of(pictures: int, at_once: int | None) -> int:
-    """The fewest parts of equal size that `pictures` come in with at most `at_once` in each; 1 without a bound.
-
-    Raises:
-        ValueError: a bound that is no positive whole number.
-    """
-    if at_once is None:
-        return 1
-    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
-        raise ValueError(
-            f"pictures_at_once is {at_once!r}; pass a whole number of pictures, 1 or more, or leave it out for whole batches"
-        )
-    return next(n for n in range(-(-pictures // at_once), pictures + 1) if pictures % n == 0)
 
 
 def _objects(batch: LanguageBatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

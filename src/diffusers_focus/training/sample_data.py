@@ -38,6 +38,7 @@ from ..processing.prompts import (
 from ..processing.vocabulary import CHAT_TOKENS
 from ..steps.composite import keeps_outline
 from ..steps.sequence import FocusContext
+from .batches import parts_of
 from .language_data import NO_TARGET, CodePrompt, LanguageBatch, MaskPrompt, Mixture, TextPrompt
 from .trainer import StageRecipe
 
@@ -58,6 +59,7 @@ class SampleBatches:
         batch_size: units of a batch.
         prompts: samples of one picture that are asked at once, at most.
         max_tokens: longest prompt with its answer; longer ones are left out.
+        pictures_at_once: how many units a part may hold; as many as there are where left out.
 
     Attributes:
         left_out: how much of the last batch could not be read or asked.
@@ -73,6 +75,7 @@ class SampleBatches:
         *,
         prompts: int = 24,
         max_tokens: int = MAX_TOKENS,
+        pictures_at_once: int | None = None,
     ) -> None:
         missing = [task for task in (CLASS, REFERRING, REASONING, INTERACTIVE) if task not in context.style.tasks]
         if missing:
@@ -83,11 +86,12 @@ class SampleBatches:
         self.stream, self.context, self.processor = stream, context, processor
         self.mixture, self.batch_size = mixture, batch_size
         self.prompts, self.max_tokens = prompts, max_tokens
+        self.parts = parts_of(batch_size, pictures_at_once)
         self.left_out = 0
 
     @classmethod
     def of(cls, components: Any, recipe: StageRecipe) -> SampleBatches:
-        """As a recipe's options say: "data" ((path, weight) pairs), "mixture", "prompts" and "max_tokens"."""
+        """As a recipe's options say: "data" ((path, weight) pairs), "mixture", "prompts", "max_tokens" and "pictures_at_once"."""
         options = recipe.options
         return cls(
             SampleStream.open(options["data"], recipe.seed),
@@ -97,13 +101,15 @@ class SampleBatches:
             recipe.batch_size,
             prompts=options.get("prompts", 24),
             max_tokens=options.get("max_tokens", MAX_TOKENS),
+            pictures_at_once=options.get("pictures_at_once"),
         )
 
     def draw(self, number: int) -> list[LanguageBatch]:
         """The parts of batch `number`, of one resolution each; none where nothing of it can be read."""
-        parts: dict[Any, _Part] = {}
+        drawn: list[dict[Any, _Part]] = [{} for _ in range(self.parts)]
         before = self.stream.skipped.times
-        for unit in range(number * self.batch_size, (number + 1) * self.batch_size):
+        for place in range(self.batch_size):
+            unit, parts = number * self.batch_size + place, drawn[place * self.parts // self.batch_size]
             samples = self.stream.samples(unit, self.prompts)
             rng = np.random.default_rng((self.stream.seed, unit, 5))
             # Frames as a clip are seen one at a time, the same pictures in a question all at once.
@@ -112,7 +118,8 @@ class SampleBatches:
                 if alike:
                     self._add(parts, unit, alike, rng)
         self.left_out = self.stream.skipped.times - before
-        return [part.batch(self.processor) for part in parts.values() if part.texts or part.masked or part.codes]
+        every = (part for parts in drawn for part in parts.values())
+        return [part.batch(self.processor) for part in every if part.texts or part.masked or part.codes]
 
     def _add(
         self, parts: dict[Any, _Part], unit: int, samples: list[tuple[str, Sample]], rng: np.random.Generator
