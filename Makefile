@@ -3,7 +3,7 @@
 # are passed on, so a mirror or an index with a CPU-only torch works: PIP_EXTRA_INDEX_URL=... make demo
 #
 #   make demo   [IMAGE=photo.png] [PROMPT="make the star blue"]   segment and edit an image with focus-tiny
-#   make test   [ARGS="-k mask -x"]                               the fast tests (ARGS="-m slow" for the slow ones)
+#   make test   [ARGS="-k mask -x"]                               the fast tests (ARGS="-m whole" or "-m slow" for others)
 #   make test-extras                                              the tests that need torchvision, in an environment of their own
 #   make check                                                    lint, format, types, import direction
 #   make format                                                   let ruff repair what it can

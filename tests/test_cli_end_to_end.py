@@ -22,7 +22,10 @@ from diffusers_focus.data.regions_sampling import dilate
 PIPELINE = Path(__file__).resolve().parent.parent / "pipelines" / "focus-tiny"
 INDEX = PIPELINE / "model_index.json"
 
-pytestmark = pytest.mark.skipif(not INDEX.is_file(), reason="pipelines/focus-tiny is not published yet")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(not INDEX.is_file(), reason="pipelines/focus-tiny is not published yet"),
+]
 
 
 def needs_decoder():

@@ -23,6 +23,8 @@ from tests.checkpoints import originals
 from tests.checkpoints.published import OPTIONS, write_originals, write_parts
 from tests.hub.stand_in import Hub
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:

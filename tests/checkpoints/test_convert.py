@@ -54,6 +54,8 @@ from diffusers_focus.steps.visual_tokens import write_codes
 from tests.checkpoints import originals
 from tests.checkpoints.published import OPTIONS, SIZE, words, write_json, write_originals, write_sdxl
 
+pytestmark = pytest.mark.whole
+
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 

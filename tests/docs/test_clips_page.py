@@ -13,6 +13,8 @@ from diffusers_focus.cli import build_parser
 from tests.conftest import ROOT
 from tests.docs.page import enter, names_for, read_blocks
 
+pytestmark = pytest.mark.whole
+
 PAGE = ROOT / "docs" / "clips.md"
 BLOCKS = read_blocks(PAGE)
 

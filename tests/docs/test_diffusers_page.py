@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 from tests.docs.page import NEEDS, Block, enter, names_for, read_blocks
 from tests.guides import controlnet_for, image_encoder_for, ip_adapter_for, text_parts_for
 
+pytestmark = pytest.mark.whole
+
 PAGE = ROOT / "docs" / "diffusers.md"
 BLOCKS = read_blocks(PAGE)
 HERE = [block for block in BLOCKS[1:] if block.need != "hub"]

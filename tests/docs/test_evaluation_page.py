@@ -17,6 +17,8 @@ from diffusers_focus.evaluation.benchmarks import BENCHMARKS
 from tests.data import published
 from tests.evaluation.tiny_models import write_clip, write_dino, write_inception
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, root):

@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.page import enter, read_blocks
 
+pytestmark = pytest.mark.whole
+
 PAGE = ROOT / "docs" / "seeing.md"
 BLOCKS = read_blocks(PAGE)
 

@@ -18,6 +18,8 @@ from diffusers_focus.evaluation.edits import edit_sample
 from diffusers_focus.evaluation.run import DEFAULT_TASKS, evaluate
 from diffusers_focus.evaluation.tasks import SIZE, draw_batch
 
+pytestmark = pytest.mark.whole
+
 SPEC = ClipSpec(frames=3, speed=(0.015, 0.05))
 COUNT = 3
 GROW = ImageFilter.MaxFilter(3)

@@ -14,6 +14,8 @@ from diffusers_focus.evaluation.run import DEFAULT_TASKS, TASKS, evaluate
 from tests.evaluation.worlds import Blind, Oracle
 from tests.tiny import SIZE, shared_pipeline, tiny_components
 
+pytestmark = pytest.mark.whole
+
 DRAWN = ["ablation", "codes", "generation", "plain_generation"]
 
 

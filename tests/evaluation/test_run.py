@@ -16,6 +16,8 @@ from diffusers_focus.evaluation.tasks import draw_batch, referring_sample, regio
 
 from tests.evaluation.worlds import Blind, Oracle
 
+pytestmark = pytest.mark.whole
+
 COUNT = 10
 
 

@@ -14,7 +14,7 @@ import yaml
 from tests.hub.stand_in import Hub, Repository
 
 HERE = Path(__file__).resolve().parent
-pytestmark = pytest.mark.timeout(300)  # each scene imports diffusers anew
+pytestmark = [pytest.mark.whole, pytest.mark.timeout(300)]  # each scene imports diffusers anew
 TINY = HERE.parents[1] / "pipelines" / "focus-tiny"
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.whole
+
 
 def test_the_snippets_of_the_page_run(root, monkeypatch):
     page = (root / "docs" / "modular.md").read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ from diffusers_focus.steps.editing import EditPlace
 
 from tests.tiny import SIZE, disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
+pytestmark = pytest.mark.whole
+
 OPTIONS = {"num_inference_steps": 1}
 
 

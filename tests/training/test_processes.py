@@ -23,6 +23,8 @@ from diffusers_focus.training.trainer import Trainer, share_of
 
 from tests.training.shared_step import RECIPE, Regression
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}

@@ -17,6 +17,8 @@ from diffusers_focus.training.run import run_stage
 from diffusers_focus.training.stages import ADAPTERS, NEEDS, TOKEN_SCALES, build_objective, get_stage
 from diffusers_focus.training.trainer import Trainer, fastest_precision
 
+pytestmark = pytest.mark.whole
+
 SHORT = {"steps": 2, "batch_size": 2, "size": 64, "log_every": 1}
 
 

@@ -14,6 +14,8 @@ from integrations.comfyui.tensors import InputError, write_pictures
 from tests.guides import controlnet_for
 from tests.tiny import disk_mask, picture, seeded, shared_pipeline, tiny_pipeline
 
+pytestmark = pytest.mark.whole
+
 PICTURES = [picture(0), picture(1), picture(2)]
 IMAGE = write_pictures(PICTURES)
 MASK = torch.from_numpy(disk_mask().astype(np.float32))[None]
