@@ -483,6 +483,7 @@ with open_tensors(source) as files, FolderWriter(output) as writer:
 """
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize(("kind", "dtype"), [("safetensors", "float32"), ("bin", "bfloat16")])
 def test_streaming_takes_little_memory(tmp_path: Path, kind: str, dtype: str) -> None:

@@ -15,6 +15,8 @@ from diffusers_focus.training.run import OPTIONS
 
 from tests.data import published
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def page(root):

@@ -235,6 +235,7 @@ def test_half_precision():
     assert_equal(standard.edit(picture(), "remove it", **options).images, image)
 
 
+@pytest.mark.whole
 def test_the_published_pipeline(root):
     folder = root / "pipelines" / "focus-tiny"
     standard = FocusPipeline.from_pretrained(folder)

@@ -211,6 +211,7 @@ def run(count: int, first: int = 0) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.whole
 def test_a_few_fuzzed_edits():
     outcomes = run(FEW)
     assert min(outcomes.values()) >= 3, outcomes

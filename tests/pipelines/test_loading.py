@@ -121,6 +121,7 @@ def test_pipelines_are_made_from_one_another(expected):
     assert_same(results, {name: expected[name] for name in results})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_may_be_away_between_two_uses(tied):
     """What sequential offloading does: each module's weights exist only while its forward runs."""

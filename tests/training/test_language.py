@@ -77,6 +77,7 @@ def log_of(folder) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
     whole = language_trainer(tmp_path / "whole")
     assert whole.run(progress=False)

@@ -16,6 +16,8 @@ from diffusers_focus.training.run import OPTIONS, run_stage, with_overrides
 from diffusers_focus.training.stages import NEEDS, PAPER_STAGES, STAGES, build_objective, get_stage
 from diffusers_focus.training.trainer import Trainer, select_parameters
 
+pytestmark = pytest.mark.whole
+
 # Folders and logs of finished runs carry these names: adding one means adding it here; none may vanish.
 FROZEN = {
     "0-vae": ("autoencoder", {"vae"}),

@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
     assert_equal_weights(resumed.average, whole.average)
 
 
+@pytest.mark.whole
 def test_a_killed_perception_run_goes_on_to_the_same_losses_and_weights(tmp_path):
     groups = tuple(ParameterGroup(name, 1e-3) for name in ("vision_encoder", "mask_decoder", "heads"))
     recipe = replace(RECIPE, groups=groups, steps=4, ema_decay=0.0, options={"size": SIZE})
