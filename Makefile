@@ -3,7 +3,8 @@
 # are passed on, so a mirror or an index with a CPU-only torch works: PIP_EXTRA_INDEX_URL=... make demo
 #
 #   make demo   [IMAGE=photo.png] [PROMPT="make the star blue"]   segment and edit an image with focus-tiny
-#   make test   [ARGS="-k mask -x"]                               the fast tests (ARGS="-m whole" or "-m slow" for others)
+#   make test   [ARGS="-k mask -x"]                               the tests (ARGS="-m slow" for the slow ones)
+#   make fast   [ARGS="-k mask -x"]                               those of them that run no whole program, page or training
 #   make test-extras                                              the tests that need torchvision, in an environment of their own
 #   make check                                                    lint, format, types, import direction
 #   make format                                                   let ruff repair what it can
@@ -15,7 +16,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help demo test test-extras check format tiny bench clean
+.PHONY: help demo test fast test-extras check format tiny bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,9 @@ demo: $(VENV)/.installed-base
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+fast: override ARGS += -m "not whole and not slow and not gpu"
+fast: test
 
 test-extras: $(VENV)-extras/.installed
 	OMP_NUM_THREADS=1 $(VENV)-extras/bin/python -m pytest tests/pipelines/test_guides.py tests/evaluation/test_lpips.py -rs $(ARGS)

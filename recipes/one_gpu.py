@@ -66,9 +66,8 @@ def rank(options: argparse.Namespace) -> None:
     from diffusers_focus.training.stages import get_stage
 
     changes: dict[str, Any] = dict(options.overrides)
-    if (
-        "pictures_at_once" in get_stage(options.stage).options
-    ):  # the bound of a processor's memory: each process has its share here
+    # It bounds what a processor's memory has to hold; each process has no more than its share here.
+    if "pictures_at_once" in get_stage(options.stage).options:
         changes.setdefault("pictures_at_once", None)
     if options.pictures:
         changes["batch_size"] = options.pictures * options.processes

@@ -177,7 +177,7 @@ def test_generate_is_the_same_for_the_same_seed(tmp_path):
     needs_decoder()
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     for file in files:
-        argv = ["generate", "a small red circle", "--steps", 2, "--seed", 3, "-o", file]
+        argv = ["generate", "a small red circle, a large blue star", "--steps", 2, "--seed", 3, "-o", file]
         assert status(*argv, "--pipeline", PIPELINE) == 0
     assert (pixels(files[0]) == pixels(files[1])).all()
 

@@ -29,8 +29,8 @@ def without_seconds(groups):
 @pytest.mark.parametrize("tasks", [(*DEFAULT_TASKS, "classes"), DRAWN])
 def test_parts_make_the_figures_of_the_whole(tasks, tmp_path):
     own = "edits" in tasks
-    pipe = Oracle(3) if own else FocusPipeline(**tiny_components(), resolution_group=[[SIZE, SIZE]])
-    count, size = (3, 2) if own else (2, 1)
+    pipe = Oracle(5) if own else FocusPipeline(**tiny_components(), resolution_group=[[SIZE, SIZE]])
+    count, size = (5, 2) if own else (2, 1)
     options = {"batch_size": size, "edit_options": None if own else {"num_inference_steps": 1}}
     groups = ["in", "held_out"] if own else ["in"]
     whole = evaluate(pipe, count, groups, tasks, **options)

@@ -135,7 +135,7 @@ def test_a_new_background_is_asked_of_every_frame():
     """What covers most of the picture is no object to follow, and its mask leaves the objects of each frame alone."""
     tiny = FocusPipeline.from_pretrained("focus-tiny")
     clip = sample_clip(first_held_out_seed + 8, ClipSpec(frames=8, speed=(0.015, 0.05)))
-    shown = list(clip.renders(128))[::4]
+    shown = list(clip.renders(128))[::3]
     frames = [one.image for one in shown]
     edited = tiny.edit_clip(frames, "change the background to green and red checkers", **OPTIONS)
     for image, frame, one, free in zip(edited.images, frames, shown, edited.edit_masks, strict=True):

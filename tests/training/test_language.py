@@ -42,7 +42,7 @@ RECIPE = StageRecipe(
         ParameterGroup("mask_decoder", 1e-3),
         ParameterGroup("vision_encoder", 1e-3, include=ADAPTERS),
     ),
-    steps=3,
+    steps=4,
     batch_size=2,
     warmup_steps=1,
     save_every_minutes=0.0,  # a checkpoint after every step

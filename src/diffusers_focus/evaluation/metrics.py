@@ -301,7 +301,7 @@ def ratio(
     tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
     value = float(tops.sum() / bottoms.sum())
     rng = np.random.default_rng(seed)
-    drawn: list[np.ndarray] = []
+    drawn = [np.empty(0)]
     at_once = max(1, 2**20 // len(rows))  # in memory; the draws are the same however many come at once
     for start in range(0, resamples, at_once):
         picked = rng.integers(len(rows), size=(min(at_once, resamples - start), len(rows)))

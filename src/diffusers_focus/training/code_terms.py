@@ -22,7 +22,7 @@ from .language_data import CodePrompt, LanguageBatch
 from .reading import PromptReader
 from .terms import Figures, Terms
 
-PICTURES_AT_ONCE = 16  # an accelerator encodes a multiple of it
+ENCODED_MULTIPLE = 16  # an accelerator encodes a multiple of it
 OUTSIDE_WEIGHT = 0.1  # cells that the source prefills at run time, in styles that go on counting
 
 
@@ -194,7 +194,7 @@ class CodeTerms(PromptReader):
         if total > count:
             others = batch.target_pixels[count:]
             if others.device.type != "cpu":  # convolutions are planned for each number of pictures
-                rounded = -(-len(others) // PICTURES_AT_ONCE) * PICTURES_AT_ONCE
+                rounded = -(-len(others) // ENCODED_MULTIPLE) * ENCODED_MULTIPLE
                 others = others[torch.arange(rounded).clamp(max=len(others) - 1)]
             seen = encode_tensors(self.components, others).vision
             features.append(seen.fused_features)
