@@ -103,7 +103,7 @@ def test_card_reads_sizes_and_metrics_from_files(metrics, tmp_path):
     assert text.startswith(FRONT_MATTER) and "$" not in text
     assert "**Trained:** asking, segmenting, editing and drawing." in text
     assert "| vae | AutoencoderKL | 1,502 |" in text and "controlnet" not in text
-    assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 threads), in 2 min" in text
+    assert "diffusers-focus 1.2.3 on Abacus (2 cores, 1 thread), in 2 min" in text
 
 
 def test_a_sheet_of_examples_is_shown_where_there_is_one(metrics, tmp_path):

@@ -350,7 +350,8 @@ def parameters(folder: Path) -> int:
 
 def _hardware(facts: dict[str, Any]) -> str:
     where = facts.get("device", "cpu")
-    processor = f"{facts['processor']} ({facts['cores']} cores, {facts['threads']} threads)"
+    cores, threads = (f"{facts[what]} {what if facts[what] != 1 else what[:-1]}" for what in ("cores", "threads"))
+    processor = f"{facts['processor']} ({cores}, {threads})"
     return processor if where == "cpu" else f"{where}, {processor}"
 
 
