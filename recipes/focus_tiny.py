@@ -1,7 +1,8 @@
 """Train focus-tiny from nothing and publish it: `make tiny`, or `python recipes/focus_tiny.py --help`.
 
 Command:   make tiny                                  (every stage, then pipelines/focus-tiny, then its scores)
-           make tiny ARGS="--stages 2 1a-semantic"    (some stages; interrupted stages go on where they stopped)
+           make tiny ARGS="--stages 2 1a-semantic"    (some stages, an interrupted one goes on where it stopped; published
+             with the last)
            make tiny ARGS="--publish-only"
            make tiny ARGS="--runs runs/try --rehearse 2"  (every stage for two steps: minutes, not hours)
            make tiny ARGS="--init pipelines/focus-tiny --stages 3-identities"   (instance embeddings alone: docs/clips.md)
@@ -68,7 +69,9 @@ def arguments() -> argparse.Namespace:
         help="N steps of every stage, published within the training folder",
     )
     parser.add_argument(
-        "--publish-only", action="store_true", help="train nothing; publish and calibrate what the folder holds"
+        "--publish-only",
+        action="store_true",
+        help="train nothing; publish and calibrate what the folder holds, finished or not",
     )
     parser.add_argument("--output", metavar="DIR", default=str(ROOT / "pipelines" / "focus-tiny"))
     options = parser.parse_args()
@@ -88,6 +91,14 @@ def train(stages: list[str], runs: str, threads: int | None, trained: bool = Fal
         if trained and "initialize_codes" in get_stage(stage).options:
             changed["initialize_codes"] = False
         run_stage(stage, runs, threads=threads, overrides=changed)
+
+
+def unfinished(runs: str | Path) -> list[str]:
+    """Stages that have not come to their end in a training folder, in their order."""
+    records = {stage: Path(runs) / "stages" / stage / "recipe.json" for stage in ORDER}
+    return [
+        stage for stage, file in records.items() if not (file.exists() and json.loads(file.read_text())["complete"])
+    ]
 
 
 def adopt(pipeline: str | Path, runs: str | Path) -> None:
@@ -198,6 +209,10 @@ def main() -> None:
         adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads, trained=bool(options.init), steps=options.rehearse)
+        left = unfinished(options.runs)
+        if left and not options.init:
+            print(f"nothing is published yet; left to train in {options.runs}: {' '.join(left)}")
+            return
     published = publish(options.runs, options.output, records=options.records, init=options.init)
     print(published)
     calibrate(published, scenes=20 if options.rehearse else None)
