@@ -270,7 +270,7 @@ NODES: dict[str, Node] = {
             _text("instruction", "What should happen.", lines=True, placeholder="make the star blue"),
             _text(
                 "target",
-                "What the instruction is about, where it leaves that open and there is no mask.",
+                "What the instruction is about, where it leaves that open. With a mask: the object that was painted over.",
                 placeholder="the star",
             ),
             _SEED,

@@ -137,8 +137,6 @@ def edit(
     """Edited images, and where their pixels were free to change. `drawing` are arguments of `drawing_options`."""
     images, instruction = read_images(image), _words("instruction", instruction)
     masks = read_masks(mask, _size(image), len(images))
-    if masks is not None and target.strip():
-        raise InputError("target", "the mask says already where to edit. Leave target empty, or disconnect the mask.")
     rows = [index for index in range(len(images)) if masks is None or masks[index].any()]
     if not rows:
         raise InputError(

@@ -114,8 +114,9 @@ def test_segment(standard, pipe, options):
             **{"num_inference_steps": 4, "mask_guidance_scale": 2.0, "eta": 0.5, "output_type": "pt"},
         },
         {"output_type": "latent", "guidance_scale": 1.0, "latents": torch.ones(1, 4, 12, 24)},
+        {"mask_image": np.ones(WIDE, dtype=bool), "target": "the red circle"},
     ],
-    ids=["instruction", "target", "region", "switches", "mask", "latent"],
+    ids=["instruction", "target", "region", "switches", "mask", "latent", "object in a mask"],
 )
 def test_edit(standard, pipe, options):
     image, text = picture(0, *WIDE), "replace it with a star"
@@ -141,8 +142,9 @@ def test_edit_of_a_batch_with_a_generator_for_each(standard):
             "prompt": [["remove it", "a star"], "make it blue"],
         },
         {"target": ["the red circle", "it"], "output_type": "latent"},
+        {"mask_image": DISK, "region": Point(50, 40)},
     ],
-    ids=["repeated", "several edits", "latent"],
+    ids=["repeated", "several edits", "latent", "object in a mask"],
 )
 def test_edits_in_place_of_parts_of_large_images(standard, pipe, options):
     image, plain = picture(1, *LARGE), {"num_inference_steps": 1, "padding_mask_crop": 6, "output_type": "np"}

@@ -263,6 +263,21 @@ def test_without_trained_masks_a_mask_or_box_from_outside_is_the_place(absent):
         pipe.segment(picture(), region=Box(8, 4, 30, 40))
 
 
+@pytest.mark.parametrize("crop", [None, 4])
+def test_target_and_region_say_what_is_meant_within_a_mask(pipe, crop):
+    """The mask alone says where pixels may change, also where only its surroundings are edited."""
+    image, everywhere = picture(0), np.ones((SIZE, SIZE), dtype=bool)
+    everywhere[:3] = False
+    options = {"padding_mask_crop": crop, "mask_image": everywhere, "num_inference_steps": 1}
+    for said in ({"target": "the red circle"}, {"region": Point(20, 20)}):
+        meant = pipe.segment(image, **said).masks[0]
+        out = pipe.edit(image, "make it blue", **said, **options)
+        assert (out.masks[0] == meant[(meant & everywhere).any(axis=(1, 2))]).all()
+        assert (out.edit_masks[0] == everywhere).all()
+    alone = pipe.edit(image, "make it blue", **options)
+    assert (alone.masks[0] == everywhere[None]).all() and not out.masks[0].all()
+
+
 def test_an_edit_of_nothing_leaves_the_image_alone(pipe):
     pipe = tiny_pipeline(score_threshold=1.0, fallback_threshold=1.0)
     out = pipe.edit(picture(), "remove the star")

@@ -48,6 +48,14 @@ def test_where_is_asked_the_way_the_model_was_trained():
     assert EditPrompt(0, "remove it", regions=region).where.task == INTERACTIVE
     assert EditPrompt(0, "remove it", regions=region, region_slots=True).where.task == EDIT
     assert EditPrompt(0, "remove it", mask=disk_mask()).where is None
+    # With a mask only what the edit is about is looked for, where somebody says it and it is not known yet.
+    assert EditPrompt(0, "remove it", target="the star", mask=disk_mask()).where.task == REFERRING
+    for slots in (False, True):
+        assert (
+            EditPrompt(0, "remove it", regions=region, region_slots=slots, mask=disk_mask()).where.task == INTERACTIVE
+        )
+    assert EditPrompt(0, "remove it", target="the star", mask=disk_mask(), about=disk_mask()).where is None
+    assert EditPrompt(0, "remove it", target="the star", mask=np.zeros((64, 64), dtype=bool)).where is None
 
 
 def test_the_models_own_edit_mask_is_used_where_it_was_asked_for_one():
@@ -97,6 +105,20 @@ def test_a_mask_from_outside_is_taken_as_it_is():
     assert (place.edit_mask == mask).all()
     grown = edit_place(EditPrompt(0, "replace it with a star", mask=mask), None, mask_dilation=3).edit_mask
     assert grown.sum() > mask.sum() and not (mask & ~grown).any()
+
+
+def test_what_is_found_within_a_mask_from_outside_is_what_the_edit_is_about():
+    disk, away = disk_mask(), np.zeros((64, 64), dtype=bool)
+    away[50:60, 50:60] = True
+    painted = composite.grow_mask(disk, 6)
+    prompt = EditPrompt(0, "make it blue", target="the disks", mask=painted)
+    both = FoundObjects(np.stack([away, disk]), away, np.ones(2, np.float32))
+    place = edit_place(prompt, both)
+    assert (place.edit_mask == painted).all() and (place.masks == disk[None]).all()
+    (known,) = told([prompt], [place.masks])
+    assert known.keeps_outline and not told([prompt], [painted[None]])[0].keeps_outline
+    elsewhere = edit_place(prompt, FoundObjects(away[None], away, np.ones(1, np.float32)))
+    assert (elsewhere.edit_mask == painted).all() and (elsewhere.masks == painted[None]).all()
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 3, 5])

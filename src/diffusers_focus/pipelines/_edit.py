@@ -158,7 +158,8 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             target: what the edit is about, where the instruction leaves that open; without a prompt, what to segment.
             region: the same by pointing: a `Point`, `Scribble`, `Box` or `Mask` in pixels of the input image.
             mask_image: exactly the pixels that may change (bright is inside), at the size of the image; `masks` or `edit_masks` of
-                a result fit. Of several edits some may have an empty one, which leaves their picture alone.
+                a result fit. With `target` or `region` beside it the object is still looked for: a mask that reaches beyond it
+                does not tell its outline. Of several edits some may have an empty one, which leaves their picture alone.
                 With several edits of one picture these three are nested as `prompt` is.
             height, width: of the result in pixels: one of the model's sizes. Edits have the size of their image.
             num_inference_steps: denoising steps; the pipeline's own by default.
@@ -281,7 +282,7 @@ class FocusEditMixin(FocusIPAdapterMixin, FocusGuidesMixin, FocusSegmentMixin):
             )
         else:
             # What is cropped around given masks is cut out before anything is encoded.
-            plain = padding_mask_crop is not None and places_given(mask_image)
+            plain = padding_mask_crop is not None and places_given(mask_image) and target is None and region is None
             seen = self._load_images(image) if plain else single_images(self.encode_image(image), "An edit")
             size = token_resolution(self.image_processor, height, width, seen.size)
             once = edit_prompts(self, seen, prompt, config, target=target, region=region, mask_image=mask_image)

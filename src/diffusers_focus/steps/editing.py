@@ -90,8 +90,10 @@ class EditPrompt:
 
     @property
     def where(self) -> MaskPrompt | None:
-        """The prompt that finds the place; None where it is given."""
-        if self.mask is not None:
+        """The prompt that finds the place, or with a mask only what it is about; None where what is given says it all."""
+        if self.mask is not None and (
+            self.about is not None or not self.mask.any() or not (self.target or self.regions)
+        ):
             return None
         if self.asks_edit:
             return MaskPrompt(self.image, EDIT, self.instruction, self.slots)
@@ -148,7 +150,7 @@ def edit_prompts(
         encoding: of single images.
         prompt: an instruction, or a list with an entry a picture; an entry that is a list itself holds the edits of one picture.
         target, region: what it is about, in words or by pointing; a list has one entry a picture, nested as `prompt` is.
-        mask_image: exactly the pixels that may change, at the size of the image; a list likewise.
+        mask_image: exactly the pixels that may change, at the size of the image; a list likewise. Alone it is what it is about too.
         masks_may_be_empty: whether masks without any pixel may be all there is, and mean that nothing was found. Otherwise only
             some of several edits may have one; they change nothing.
 
@@ -246,20 +248,23 @@ def edit_place(
 ) -> EditPlace:
     """The masks of an edit.
 
-    A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`). Otherwise the edit mask is what the
-    model says of an edit prompt, if it was trained to, grown by twice `dilation` (a share of the shorter side) for an instruction
-    after which the object may have another outline; failing that, the objects' mask grown by `dilation`, and its bounding box for
-    such an instruction. What is more than half of the picture is a background, and would grow into the objects before it.
+    A mask given from outside is taken as it is (grown only by an explicit `mask_dilation`), and the edit is about the found objects
+    that it touches, or it. Otherwise the edit mask is what the model says of an edit prompt, if it was trained to, grown by twice
+    `dilation` (a share of the shorter side) for an instruction after which the object may have another outline; failing that, the
+    objects' mask grown by `dilation`, and its bounding box for such an instruction. What is more than half of the picture is a
+    background, and would grow into the objects before it.
 
     Args:
         found: the answer to `prompt.where`.
         edit_masks_trained: whether the model's edit masks can be used.
-        dilation: share of the shorter side.
-        mask_dilation: pixels to grow by instead, for all kinds of edit masks.
+        dilation, mask_dilation: share of the shorter side; pixels to grow by instead, for all kinds of edit masks.
     """
     if prompt.mask is not None:
         mask = prompt.mask if not mask_dilation else grow_mask(prompt.mask, mask_dilation)
-        return EditPlace((prompt.mask if prompt.about is None else prompt.about)[None], mask)
+        about = (prompt.mask if prompt.about is None else prompt.about)[None]
+        if found is not None and (touched := (found.masks & prompt.mask).any(axis=(1, 2))).any():
+            about = found.masks[touched]
+        return EditPlace(about, mask)
     assert found is not None
     mask, reshaped = found.masks.any(axis=0), needs_box(prompt.instruction)
     boxed = reshaped

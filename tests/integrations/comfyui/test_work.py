@@ -135,8 +135,9 @@ def test_edit_takes_its_place_from_target_or_mask():
     wide = write_pictures([picture(0, 48, 96)])
     with pytest.raises(InputError, match="^Input mask: it is empty"):
         work.edit(shared_pipeline(), wide, "make it blue", mask=torch.zeros(1, 48, 96))
-    with pytest.raises(InputError, match="^Input target: "):
-        work.edit(shared_pipeline(), IMAGE[:1], "make it blue", target="the disk", mask=MASK)
+    edited, places = work.edit(shared_pipeline(), IMAGE[:1], "make it blue", target="the disk", steps=1, mask=MASK)
+    alone, _ = work.edit(shared_pipeline(), IMAGE[:1], "make it blue", steps=1, mask=MASK)
+    assert torch.equal(places > 0.5, MASK > 0.5) and not torch.equal(edited, alone)
     with pytest.raises(InputError, match="^Input instruction: it is empty"):
         work.edit(shared_pipeline(), IMAGE[:1], " ", mask=MASK)
     with pytest.raises(InputError, match="^Input image: "):
