@@ -10,6 +10,8 @@ import pytest
 
 from tests.training.test_processes import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.whole
+
 
 def call(*words: str) -> subprocess.CompletedProcess:
     line = [sys.executable, "recipes/second_run.py", *words]

@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.training.test_processes import ENVIRONMENT, ROOT
+
+pytestmark = pytest.mark.whole
 
 
 def test_some_stages_alone_are_not_published(tmp_path):
