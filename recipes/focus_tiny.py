@@ -150,6 +150,7 @@ def publish(
         resolution_group=[[128, 128]],
         classes_trained=listed,
         caption_classes=list(SHAPES) if listed else None,
+        caption_count="how many objects are there?" if listed else None,
         description_sketch=SKETCH if writes_images else None,
         edit_masks_trained=writes_images,
         instances_trained=linked,

@@ -11,8 +11,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from ..processing.numerals import NUMERALS
+
 _NEGATIONS = ("No", "not", "no")
-_NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)]))
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTED = (
@@ -73,7 +74,7 @@ def _plain(text: str) -> str:
         beside_space = mark + " " in text or " " + mark in text
         plain = plain.replace(mark, "" if beside_space or comma_in_number else " ")
     plain = re.sub(r"\.(?!\d)", "", plain, count=int(re.UNICODE))  # the official code passes the flag as the count
-    words = [str(_NUMBERS.get(word, word)) for word in plain.lower().split()]
+    words = [str(NUMERALS.get(word, word)) for word in plain.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -61,7 +61,7 @@ class FocusUnderstandStep(FocusStep):
     about = "Answers questions about encoded images, about a region of one, or without an image."
     parts = _LANGUAGE  # the mask decoder, which captions may use, is not loaded for asking alone
     may_lack = ("vision_encoder",)
-    settings = (*_SELECTING, "masks_trained", "caption_classes")
+    settings = (*_SELECTING, "masks_trained", "caption_classes", "caption_count")
     reads = (
         read("image_encoding"),
         read("question", required=True),

@@ -97,6 +97,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
         masks_trained: bool = True,
         classes_trained: bool = True,
         caption_classes: str | list[str] | None = None,
+        caption_count: str | None = None,
         edit_masks_trained: bool = True,
         instances_trained: bool = False,
         edit_regions_trained: bool = False,
@@ -152,6 +153,7 @@ class FocusSegmentEditMixin(FocusLoraMixin, StableDiffusionMixin, FocusEditClipM
             caption_classes=", ".join(caption_classes)
             if isinstance(caption_classes, (list, tuple))
             else caption_classes,
+            caption_count=caption_count,
             edit_masks_trained=edit_masks_trained,
             instances_trained=instances_trained,
             edit_regions_trained=edit_regions_trained,
@@ -206,6 +208,8 @@ class FocusSegmentEditPipeline(FocusSegmentEditMixin, DiffusionPipeline):
         caption_classes: names (a list, or a text with commas between) of what is looked for where `understand` is asked for a
             caption: each object found is asked about, from left to right, and what is said of them is the caption. None leaves the
             whole of it to the language model.
+        caption_count: the question for the number of objects ("how many objects are there?"), asked before: as many of those found
+            are asked about. None goes by their scores.
         edit_masks_trained: whether the mask decoder's edit masks can be used.
         instances_trained: whether instance embeddings tell objects apart (stage 3-identities, or `clips` in stage 3's mixture);
             without, features under the masks link the frames of a clip.

@@ -24,6 +24,7 @@ class Settings(Protocol):
     masks_trained: bool
     classes_trained: bool
     caption_classes: str | None
+    caption_count: str | None
     edit_masks_trained: bool
     instances_trained: bool
     edit_regions_trained: bool
@@ -84,6 +85,10 @@ SETTINGS: dict[str, Setting] = {
         None,
         "Names, with commas between, of what is looked for where a caption is asked for: each object found is asked about, from "
         "left to right. None describes the image as a whole.",
+    ),
+    "caption_count": Setting(
+        None,
+        "The question for the number of objects, asked before: as many of those found are asked about. None goes by their scores.",
     ),
     "edit_masks_trained": Setting(True, "Whether the mask decoder's edit masks can be used."),
     "instances_trained": Setting(

@@ -263,6 +263,13 @@ def answer_questions(
     return answers
 
 
+def ask_each(components: Components, encoding: FocusImageEncoding, images: Sequence[int], question: str) -> list[str]:
+    """The likeliest answer to one question, for each of some images of an encoding by their numbers."""
+    context = FocusContext.of(components)
+    rows = [_question_row(context, encoding, image, Conversation(question), None)[0] for image in images]
+    return answer_prompts(components, encoding, rows, images, task=UNDERSTAND, max_new_tokens=MAX_ANSWER)
+
+
 def _objects_to_name(
     context: FocusContext,
     asks: Sequence[tuple[int, Conversation, Any]],
