@@ -20,7 +20,8 @@ Hours:     16.5 core-hours for the published stages without 3-drawn and 3-redraw
            less, and each can be stopped at any time.
 Expected:  recipes/focus-tiny/<stage>/log.csv and loss.png hold the curves of the published run, the model card its figures.
            What went otherwise there (stages 3 and 3-found in two parts, stripes of either diagonal learnt late): docs/design.md,
-           "State of focus-tiny".
+           "State of focus-tiny". How far a second run from nothing has come, and what its stages gave beside the records:
+           recipes/second-run.json (second_run.py).
 Order:     0-vae | 0-features -> 0-encoders (which then stand still) -> 2 (words) | 1a-pixel -> 1b (decoder) |
            1a-semantic -> 3 (masks and visual tokens) -> 3-places (where things are) -> 3-all (everything again) ->
            3-names (names before masks) -> 3-found (many expressions) -> 3-guided (edits) -> 3-drawn (a larger language
