@@ -7,7 +7,7 @@ Hardware:  none to speak of; it reads log.csv of every stage that has begun.
 Every row compares what both logs hold at the last step that they share: means of up to five logged rows there (a row itself is
 the mean of `log_every` steps). Two runs differ in the last bits of sums from machine to machine, and more in bfloat16, so
 figures agree within what these rows scatter, not to the digit; the standard deviation of the record's own rows stands beside.
-Records of the stages before `3` are older than stripes of either diagonal (26 November 2026), so a second run of 0-features and
+Records of the stages to `3-all` are older than stripes of either diagonal (26 November 2026), so a second run of 0-features and
 0-encoders learns from harder pictures than they tell of; the published encoders learnt them later (same_features.py).
 """
 
