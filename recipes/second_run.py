@@ -8,7 +8,8 @@ Every row compares what both logs hold at the last step that they share: means o
 the mean of `log_every` steps). Two runs differ in the last bits of sums from machine to machine, and more in bfloat16, so
 figures agree within what these rows scatter, not to the digit; the standard deviation of the record's own rows stands beside.
 Records of the stages to `3-all` are older than stripes of either diagonal (26 November 2026), so a second run of 0-features and
-0-encoders learns from harder pictures than they tell of; the published encoders learnt them later (same_features.py).
+0-encoders learns from harder pictures than they tell of; the published encoders learnt them later (same_features.py). Where a
+recipe has changed since its record, the last column says in what.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import csv
 import datetime
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,9 +27,22 @@ from focus_tiny import ORDER, ROOT
 
 from diffusers_focus.evaluation.run import hardware
 from diffusers_focus.sharing.files import replace_text
+from diffusers_focus.training.stages import get_stage
 
 RECORDS = ROOT / "recipes" / "focus-tiny"
 ROWS = 5
+FIELDS = (
+    "objective",
+    "steps",
+    "batch_size",
+    "warmup_steps",
+    "gradient_clip",
+    "betas",
+    "seed",
+    "first_sample",
+    "ema_decay",
+)
+GROUP = {"component": "", "learning_rate": 0.0, "include": [], "exclude": [], "optimizer": "adamw", "optional": False}
 FIGURES = tuple(
     """loss psnr psnr_objects cosine shape region_shape query_shape iou questions miou_referring edit_codes_top1 edit_distance
     linked mse_clean_half mse_noisy_half""".split()
@@ -60,9 +75,23 @@ def compare(run: Path, record: Path) -> dict[str, Any] | None:
     return {"step": last[-1], "steps": steps, "rows": len(last), "seconds": seconds, "figures": figures}
 
 
+def changes(stage: str, record: Path) -> list[str]:
+    """What of a stage's recipe is not what the record was made with; where and how often it was logged and saved is left out."""
+    then = json.loads((record / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+    now = json.loads(json.dumps(asdict(get_stage(stage)), default=list))
+    names = [name for name in FIELDS if then.get(name) != now[name]]
+    groups = [[{key: one.get(key, GROUP[key]) for key in GROUP} for one in recipe["groups"]] for recipe in (then, now)]
+    names += ["groups"] if groups[0] != groups[1] else []
+    options = sorted(name for name in {*then["options"], *now["options"]} - {"pictures_at_once"})
+    return names + [name for name in options if then["options"].get(name) != now["options"].get(name)]
+
+
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Markdown, a line a stage."""
-    lines = ["| stage | step | second run / record (scatter of the record's rows) | minutes |", "|---|---|---|---|"]
+    lines = [
+        "| stage | step | second run / record (scatter of the record's rows) | minutes | changed since |",
+        "|---|---|---|---|---|",
+    ]
     for stage, one in found.items():
         figures = "; ".join(
             f"{name.replace('_', ' ')} {f['second']:.4g} / {f['record']:.4g}"
@@ -70,7 +99,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             for name, f in one["figures"].items()
         )
         minutes = " / ".join(f"{one['seconds'][which] / 60:.0f}" for which in ("second", "record"))
-        lines.append(f"| {stage} | {one['step']} of {one['steps']} | {figures} | {minutes} |")
+        lines.append(
+            f"| {stage} | {one['step']} of {one['steps']} | {figures} | {minutes} | {', '.join(one['changed'])} |"
+        )
     return "\n".join(lines)
 
 
@@ -89,7 +120,7 @@ def main() -> None:
     if not both:
         parser.error(f"{stages} holds no log of a stage that recipes/focus-tiny has; train one first (make tiny)")
     compared = {stage: compare(stages / stage, RECORDS / stage) for stage in both}
-    found = {stage: one for stage, one in compared.items() if one is not None}
+    found = {stage: {**one, "changed": changes(stage, RECORDS / stage)} for stage, one in compared.items() if one}
     where = {"date": datetime.date.today().isoformat(), "hardware": hardware()}
     print(f"{where['hardware']['processor']}, {where['date']}\n\n{table(found)}")
     if options.json:

@@ -40,7 +40,7 @@ def test_means_are_of_the_last_steps_that_both_have(tmp_path):
     assert stage["figures"]["loss"]["record"] == pytest.approx(mean)
     assert stage["figures"]["loss"]["second"] == pytest.approx(mean + 1)
     assert stage["figures"]["psnr"]["second"] == pytest.approx(stage["figures"]["psnr"]["record"])
-    assert "| 0-vae | 180 of 3200 | loss " in done.stdout
+    assert "| 0-vae | 180 of 3200 | loss " in done.stdout and stage["changed"] == []
 
 
 def test_a_folder_without_logs_is_told(tmp_path):
