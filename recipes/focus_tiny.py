@@ -94,12 +94,13 @@ def train(stages: list[str], runs: str, threads: int | None, trained: bool = Fal
         run_stage(stage, runs, threads=threads, overrides=changed)
 
 
-def unfinished(runs: str | Path) -> list[str]:
-    """Stages that have not come to their end in a training folder, in their order."""
+def unfinished(runs: str | Path, steps: int | None = None) -> list[str]:
+    """Stages that have not come to their end in a training folder, in their order; `steps` are those of a rehearsal."""
+    from diffusers_focus.training.run import is_complete
+    from diffusers_focus.training.stages import get_stage
+
     records = {stage: Path(runs) / "stages" / stage / "recipe.json" for stage in ORDER}
-    return [
-        stage for stage, file in records.items() if not (file.exists() and json.loads(file.read_text())["complete"])
-    ]
+    return [stage for stage, file in records.items() if not is_complete(file, steps or get_stage(stage).steps)]
 
 
 def adopt(pipeline: str | Path, runs: str | Path) -> None:
@@ -211,7 +212,7 @@ def main() -> None:
         adopt(options.init, options.runs)
     if not options.publish_only:
         train(options.stages, options.runs, options.threads, trained=bool(options.init), steps=options.rehearse)
-        left = unfinished(options.runs)
+        left = unfinished(options.runs, options.rehearse)
         if left and not options.init:
             print(f"nothing is published yet; left to train in {options.runs}: {' '.join(left)}")
             return

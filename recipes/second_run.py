@@ -18,6 +18,7 @@ import argparse
 import csv
 import datetime
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -80,6 +81,7 @@ def changes(stage: str, record: Path) -> list[str]:
     then = json.loads((record / "recipe.json").read_text(encoding="utf-8"))["recipe"]
     now = json.loads(json.dumps(asdict(get_stage(stage)), default=list))
     names = [name for name in FIELDS if then.get(name) != now[name]]
+    names += [] if math.isclose(then["decay_fraction"], now["decay_fraction"], abs_tol=0.001) else ["decay_fraction"]
     groups = [[{key: one.get(key, GROUP[key]) for key in GROUP} for one in recipe["groups"]] for recipe in (then, now)]
     names += ["groups"] if groups[0] != groups[1] else []
     options = sorted(name for name in {*then["options"], *now["options"]} - {"pictures_at_once"})

@@ -19,7 +19,7 @@ from ..processing.numerals import read_numeral
 from ..processing.prompts import CLASS
 from .arguments import check_text
 from .encode import Components, FocusImageEncoding, FocusMixedEncoding
-from .segment import FoundObjects, MaskPrompt, can_segment, find_objects, require_masks
+from .segment import FoundObjects, MaskPrompt, can_segment, distinct_masks, find_objects, require_masks
 from .sequence import adapter_state
 from .settings import Settings
 from .understand import ask_each
@@ -75,11 +75,7 @@ def objects_among(found: FoundObjects, count: int | None, least: float) -> np.nd
     Of two that are one object the better one stays. Then the best `count` stay and whatever is sure, and where nobody counted
     those above the score `least`.
     """
-    kept: list[int] = []
-    for index, mask in enumerate(found.masks):
-        shared = (found.masks[kept] & mask).sum(axis=(1, 2))
-        if (shared <= SAME_IOU * (found.masks[kept] | mask).sum(axis=(1, 2))).all():
-            kept.append(index)
+    kept = distinct_masks(found.masks, range(len(found.masks)), SAME_IOU)
     scores = found.scores[kept]
     number = (scores >= least).sum() if count is None else max(count, (scores >= SURE).sum())
     return found.masks[kept][:number]

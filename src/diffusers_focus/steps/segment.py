@@ -7,7 +7,7 @@ one parallel forward; their states E^Q and the condition's states E^P go to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -382,18 +382,24 @@ def segment_prompts(
     return results
 
 
+def distinct_masks(masks: np.ndarray, order: Iterable[int], duplicate_iou: float) -> list[int]:
+    """Of masks, bool [n, height, width], taken in this order, those that overlap none before them by more than `duplicate_iou`."""
+    kept: list[int] = []
+    for index in order:
+        shared = (masks[kept] & masks[index]).sum(axis=(1, 2))
+        joined = (masks[kept] | masks[index]).sum(axis=(1, 2))
+        if (shared <= duplicate_iou * joined).all():
+            kept.append(index)
+    return kept
+
+
 def _merged(prompt: MaskPrompt, found: Sequence[FoundObjects], duplicate_iou: float) -> FoundObjects:
     """What the names of a list mean, each asked by itself, as one result; an object that several names claim is the best one's."""
     assert prompt.text is not None
     names = [name for name, one in zip(prompt.text, found, strict=True) for _ in one.scores]
     scores = np.concatenate([one.scores for one in found])
     masks = np.concatenate([one.masks for one in found])
-    kept: list[int] = []
-    for index in np.argsort(-scores, kind="stable").tolist():
-        shared = (masks[kept] & masks[index]).sum(axis=(1, 2))
-        joined = (masks[kept] | masks[index]).sum(axis=(1, 2))
-        if (shared <= duplicate_iou * joined).all():
-            kept.append(index)
+    kept = distinct_masks(masks, np.argsort(-scores, kind="stable").tolist(), duplicate_iou)
     return FoundObjects(
         masks=masks[kept],
         edit_mask=np.logical_or.reduce([one.edit_mask for one in found]),

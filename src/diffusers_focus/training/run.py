@@ -57,7 +57,8 @@ def with_overrides(recipe: StageRecipe, overrides: dict[str, Any] | None) -> Sta
     return replace(recipe, options=options, **changes)
 
 
-def _is_complete(record: Path, steps: int) -> bool:
+def is_complete(record: Path, steps: int) -> bool:
+    """Whether a stage's `recipe.json` tells of a run that came to its end, after this many steps or more."""
     if not record.exists():
         return False
     content = json.loads(record.read_text())
@@ -101,7 +102,7 @@ def run_stage(
             raise ValueError(f"threads is {threads}; it must be at least 1, or leave it out")
         torch.set_num_threads(threads)
     root = Path(output_dir)
-    if resume and _is_complete(root / "stages" / stage / "recipe.json", recipe.steps):
+    if resume and is_complete(root / "stages" / stage / "recipe.json", recipe.steps):
         return True  # its components may have been trained further since; the old checkpoint must not replace them
     components = load_components(root, NEEDS[recipe.objective], variant, seed=recipe.seed)
     check_fit(components)
